@@ -1,0 +1,93 @@
+-- What Quarto's Markdown has and pandoc's writers do not: callouts, tabsets, `fig-alt`; plus boxes that scroll sideways.
+local html = FORMAT:match 'html' ~= nil
+local kinds = {note = 'Note', tip = 'Tip', important = 'Important', caution = 'Caution', warning = 'Warning'}
+
+local function raw(text) return pandoc.RawBlock('html', text) end
+
+local function callout_title(div, kind)
+  local first = div.content[1]
+  if div.attributes.title then return pandoc.utils.blocks_to_inlines(pandoc.read(div.attributes.title, 'markdown').blocks) end
+  if not (first and first.t == 'Header') then return nil end
+  div.content:remove(1)
+  return first.content
+end
+
+local function alert(div, kind, title)   -- GitHub's form of a callout
+  local inlines, first = pandoc.Inlines {pandoc.RawInline('gfm', '[!' .. kind:upper() .. ']'), pandoc.SoftBreak()}, div.content[1]
+  if title then
+    inlines:insert(pandoc.Strong(title))
+  elseif first and first.t == 'Para' then
+    inlines:extend(div.content:remove(1).content)
+  end
+  return pandoc.BlockQuote(pandoc.Blocks {pandoc.Para(inlines)} .. div.content)
+end
+
+local function callout(div, kind)
+  local title = callout_title(div, kind)
+  if not html then return alert(div, kind, title) end
+  local class = 'class="callout callout-' .. kind .. '"'
+  local title_box = pandoc.Div(pandoc.Plain(title or kinds[kind]), {class = 'callout-title'})
+  local body = pandoc.Div(div.content, {class = 'callout-body'})
+  if not div.attributes.collapse then
+    return {raw('<div role="note" ' .. class .. '>'), title_box, body, raw '</div>'}
+  end
+  local open = div.attributes.collapse == 'false' and ' open' or ''
+  return {raw('<details ' .. class .. open .. '><summary>'), title_box, raw '</summary>', body, raw '</details>'}
+end
+
+local function plain_tabs(div)
+  return div:walk {Header = function(h) return pandoc.Div(pandoc.Plain(pandoc.Strong(h.content)), {class = 'tab-title'}) end}
+end
+
+function Div(div)
+  for kind in pairs(kinds) do
+    if div.classes:includes('callout-' .. kind) then return callout(div, kind) end
+  end
+  if div.classes:includes 'panel-tabset' then return plain_tabs(div) end
+end
+
+function Image(image)
+  image.attributes.alt = image.attributes.alt or image.attributes['fig-alt']
+  image.attributes['fig-alt'] = nil
+  if not html and image.attributes.height then image.attributes.height = nil end
+  return image
+end
+
+function Math(math)
+  if html and math.mathtype == 'DisplayMath' then return pandoc.Span(math, {class = 'math-scroll'}) end
+end
+
+function Table(table)
+  if html then return pandoc.Div(table, {class = 'table-scroll'}) end
+end
+
+local function refuse_tex(el)
+  if el.format:match 'tex' then pandoc.log.warn('TeX outside $…$ would be dropped: ' .. el.text:sub(1, 60)) end
+end
+
+function RawInline(el) refuse_tex(el) end
+
+function RawBlock(el)
+  refuse_tex(el)
+  if not html and el.format == 'html' and el.text:match '<table' then return pandoc.read(el.text, 'html').blocks end
+end
+
+-- Markdown that is read as text (the README and the `.html.md` twins) keeps no boxes and no attributes.
+local function plain_figure(figure)
+  local image = figure.content[1].content[1]
+  local caption = pandoc.utils.blocks_to_inlines(figure.caption.long):walk {Emph = function(emph) return emph.content end}
+  return {pandoc.Para(image), pandoc.Para(pandoc.Emph(caption))}
+end
+
+local strip = {
+  Figure = plain_figure,
+  Div = function(div) return div.content end,
+  Span = function(span) return span.content end,
+  Link = function(link) link.attr = pandoc.Attr(); return link end,
+  Header = function(header) header.attr = pandoc.Attr(); return header end,
+  CodeBlock = function(code) code.attr = pandoc.Attr('', code.classes:filter(function(c) return c ~= 'cell-code' and c ~= 'output' end)); return code end,
+}
+
+function Pandoc(doc)
+  if not html then return doc:walk(strip) end
+end
