@@ -50,6 +50,7 @@ class Run:
     accelerator: Any = None       # A Hugging Face `Accelerator`, to run on several processes
     loops: int = 0                # Loops started so far
     cost: dict = field(default_factory=lambda: dict(forward=0, backward=0, steps=0, seen_forget=0, seen_retain=0))
+    log: list = field(default_factory=list)  # What each pass of each loop did
     clock: dict = field(default_factory=lambda: dict(since=time.perf_counter(), before=0.))
 
     @property
@@ -216,6 +217,7 @@ class Loop:
         _count(self.around.cost, losses.n, int(forget), losses.done)
         self.log.append(dict(epoch=self.epoch, what=getattr(loss, '__name__', 'loss').strip('<>'), loss=losses.sum/losses.n, n=losses.n,
                              seconds=time.perf_counter() - start))
+        self.around.log.append(self.log[-1])
         return losses.sum/losses.n
 
     def keep(self) -> None:
@@ -243,7 +245,7 @@ class Loop:
         self.model.load_state_dict(state['model']); self.opt.load_state_dict(state['opt'])
         if self.sched: self.sched.load_state_dict(state['sched'])
         set_rng_state(state['rng']); self.log = state['log']
-        self.around.cost.update(state['cost'])
+        self.around.cost.update(state['cost']); self.around.log.extend(self.log)
         self.around.clock.update(before=state['seconds'], since=time.perf_counter())
         self.epoch = state['epoch'] - 1
         self.keep()

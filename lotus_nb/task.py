@@ -22,6 +22,7 @@ from .loop import device_of, predict
 # %% ../nbs/engine/02_task.ipynb #8015dd33
 def teacher_of(model: nn.Module) -> nn.Module:
     "A frozen copy of `model` in eval mode, which returns float32 logits."
+    model = student_of(model) if 'float32_hook' in vars(model) else model      # of a teacher: as of the model it was made from
     teacher = copy.deepcopy(model).eval()
     teacher.frozen_by_user = [n for n, p in model.named_parameters() if not p.requires_grad]
     teacher.requires_grad_(False)
@@ -259,11 +260,11 @@ def twins(
 # %% ../nbs/engine/02_task.ipynb #2c1bedfd
 class TaskView:
     "The task as a method sees it: the model, the parts it declares, and nothing else."
-    _open = ('n_classes', 'batch_size', 'augment', 'name', 'workers')
+    _open = ('n_classes', 'augment', 'name', 'workers')
 
     def __init__(self, task: UnlearnTask, needs: Sequence[str], who: str = 'this method'):
         for p in needs: task.part(p)
-        self._task, self._needs, self._who = task, tuple(needs), who
+        self._task, self._needs, self._who, self.batch_size = task, tuple(needs), who, task.batch_size
 
     @property
     def model(self) -> nn.Module:
@@ -273,6 +274,7 @@ class TaskView:
     def loader(self, *parts, **kwargs) -> Loader:
         "As `UnlearnTask.loader`, for declared parts."
         for p in parts: self.part(p)
+        if kwargs.get('train', True): kwargs.setdefault('batch_size', self.batch_size)
         return self._task.loader(*parts, **kwargs)
 
     def part(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Turn the processed notebooks in `_proc/` into a site with pandoc alone, to read offline and to check before publishing.
+"""Turn the processed notebooks in `_proc/` into a site with pandoc alone, to read offline and check before publishing.
 
 Usage: python tools/build_site.py _proc _docs
 
@@ -165,7 +165,8 @@ def build(proc: Path) -> Site:
     listed = entries((site.website.get('sidebar') or {}).get('contents') or [])
     check_sidebar(site.pages, listed)
     order = [site.pages[e] for e in listed]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool: list(pool.map(lambda p: render(p, order, site), order))
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda page: render(page, order, site), order))
     for page in order:
         for name, pattern in ((page.url, HTML_LINK), (f'{page.url}.md', MD_LINK)):
             site.files[name] = relink(site.files[name].decode(), page, site, pattern).encode()

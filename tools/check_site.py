@@ -13,14 +13,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-ARGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-        '--disable-component-update', '--disable-sync']
+ARGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-sync',
+        '--disable-background-networking', '--disable-component-update']
 BROWSERS = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
 RAW = ':::', '#|', 'show_doc(', 'Traceback', '@fig-', '@tbl-', '@sec-', '{{<'
 DESKTOP, PHONE = {'width': 1280, 'height': 900}, {'width': 390, 'height': 844}
 MIN_TEXT = 40   # A page whose text is shorter is empty
 
-# What only the browser can tell of a page. Code written inside a sentence may name directives, so it is left out of `text`.
+# What only the browser can tell of a page. Code inside a sentence may name directives, so `text` leaves it out.
 PROBE = """() => {
   const all = q => [...document.querySelectorAll(q)], body = document.body.cloneNode(true);
   body.querySelectorAll('script, style, noscript, :not(pre) > code').forEach(e => e.remove());
@@ -37,7 +37,8 @@ WIDE = """() => {
   const room = document.documentElement.clientWidth;
   if (Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) <= room) return null;
   const boxed = e => e && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX) || boxed(e.parentElement));
-  const out = [...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > room + 1 && !boxed(e.parentElement));
+  const sticksOut = e => e.getBoundingClientRect().right > room + 1 && !boxed(e.parentElement);
+  const out = [...document.body.querySelectorAll('*')].filter(sticksOut);
   const last = out.pop() || document.body;
   return `${last.tagName.toLowerCase()}${last.className ? '.' + last.className : ''}: ${last.textContent.trim().slice(0, 40)}`;
 }"""
@@ -79,8 +80,8 @@ def listen(tab, home: str, errors: list[str]):
         return r.abort()
     tab.route('**/*', route)
     tab.on('pageerror', lambda e: errors.append(f'script error: {e}'))
-    tab.on('console', lambda m: errors.append(f'console error: {m.text}') if m.type == 'error' else None)
-    tab.on('response', lambda r: errors.append(f'HTTP {r.status}: {r.url.removeprefix(home)}') if r.status >= 400 else None)
+    tab.on('console', lambda m: m.type == 'error' and errors.append(f'console error: {m.text}'))
+    tab.on('response', lambda r: r.status >= 400 and errors.append(f'HTTP {r.status}: {r.url.removeprefix(home)}'))
 
 
 def content_errors(seen: dict) -> list[str]:
@@ -100,35 +101,37 @@ def visit(browser, home: str, name: str, shots: Path | None) -> tuple[dict, list
         listen(tab, home, errors)
         tab.goto(f'{home}/{name}', wait_until='load')
         seen = tab.evaluate(PROBE)
-        if shots: snap(tab, shots, name)
+        for theme in ('dark', 'light') if shots else ():
+            tab.emulate_media(color_scheme=theme)
+            snap(tab, shots, name, theme)
         tab.set_viewport_size(PHONE)
         if wide := tab.evaluate(WIDE): errors.append(f'scrolls sideways at {PHONE["width"]} px: {wide}')
-        if shots: tab.screenshot(path=shots/f'{name.removesuffix(".html").replace("/", "-")}-phone.png', full_page=True)
+        if shots: snap(tab, shots, name, 'phone')
     finally: tab.close()
     return seen, errors + content_errors(seen)
 
 
-def snap(tab, shots: Path, name: str):
-    "Write the page as seen on a desk, light and dark."
-    for theme in ('dark', 'light'):
-        tab.emulate_media(color_scheme=theme)
-        tab.screenshot(path=shots/f'{name.removesuffix(".html").replace("/", "-")}-{theme}.png', full_page=True)
+def snap(tab, shots: Path, name: str, kind: str):
+    "Photograph the whole page."
+    tab.screenshot(path=shots/f'{name.removesuffix(".html").replace("/", "-")}-{kind}.png', full_page=True)
+
+
+def link_error(folder: Path, home: str, written: str, full: str, ids: dict[str, list]) -> str | None:
+    "What is wrong with one link, given the anchors `ids` of every page."
+    if full.startswith('file:') or not written.strip(): return f'broken link: {written!r}'
+    if not full.startswith(home + '/'): return None
+    parts = urlsplit(full)
+    target, anchor = unquote(parts.path).lstrip('/'), unquote(parts.fragment)
+    if not target or target.endswith('/'): target += 'index.html'
+    if not (folder/target).is_file(): return f'broken link: {written}'
+    return f'no such anchor: {written}' if anchor and anchor not in ids.get(target, [anchor]) else None
 
 
 def link_errors(folder: Path, home: str, seen: dict[str, dict]) -> list[str]:
     "Links and anchors of all pages that lead nowhere inside the site."
-    errors = []
-    for name, page in seen.items():
-        for written, full in page['links']:
-            if full.startswith('file:') or not written.strip(): errors.append(f'{name}: broken link: {written!r}')
-            if not full.startswith(home + '/'): continue
-            parts = urlsplit(full)
-            target = unquote(parts.path).lstrip('/')
-            if not target or target.endswith('/'): target += 'index.html'
-            anchor = unquote(parts.fragment)
-            if not (folder/target).is_file(): errors.append(f'{name}: broken link: {written}')
-            elif anchor and target in seen and anchor not in seen[target]['ids']: errors.append(f'{name}: no such anchor: {written}')
-    return errors
+    ids = {name: page['ids'] for name, page in seen.items()}
+    found = [(name, link_error(folder, home, *link, ids)) for name, page in seen.items() for link in page['links']]
+    return [f'{name}: {error}' for name, error in found if error]
 
 
 def check(folder: Path, browser=None, shots: Path | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"Read a processed notebook and write it as the Markdown that pandoc and Quarto read. Used by build_site.py and build_readme.py."
+"Read a processed notebook and write it as the Markdown pandoc and Quarto read; for build_site.py and build_readme.py."
 import base64
 import html
 import json
@@ -44,8 +44,8 @@ def text_of(value) -> str:
 
 def merge(a: dict, b: dict) -> dict:
     "`a` with the entries of `b` added, folder by folder."
-    both = {k: merge(a[k], b[k]) for k in a.keys() & b.keys() if isinstance(a[k], dict) and isinstance(b[k], dict)}
-    return {**a, **b, **both}
+    shared = [k for k in a.keys() & b.keys() if isinstance(a[k], dict) and isinstance(b[k], dict)]
+    return {**a, **b, **{k: merge(a[k], b[k]) for k in shared}}
 
 
 def load_config(proc: Path) -> dict:

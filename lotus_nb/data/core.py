@@ -185,7 +185,7 @@ def halves(data: Any, seed: int) -> tuple[Any, Any]:
     return take(data, first), take(data, keep.nonzero()[:, 0])
 
 # %% ../../nbs/data/00_core.ipynb #c946f1e1
-DATA = Path(os.environ.get('LOTUS_DATA', '~/.lotus_nb/data')).expanduser()
+DATA = Path(os.environ.get('LOTUS_DATA') or '~/.lotus_nb/data').expanduser()
 
 def find_data(
     what: str,                       # Name of the data, for the error
