@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT/'tools'
 sys.path.insert(0, str(TOOLS))
 
-yaml = pytest.importorskip('yaml', reason="the site tools need PyYAML: pip install -e '.[dev,docs]'")
+yaml = pytest.importorskip('yaml', reason="the site tools need PyYAML (extra `dev`)")
 
 import build_readme
 import build_site
@@ -29,10 +29,12 @@ from nbmd import SiteError
 
 def png(width=8, height=4):
     "A small picture, as a notebook stores it."
-    def chunk(kind, data): return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
     rows = zlib.compress((b'\0' + b'\x80'*width)*height)
     head = struct.pack('>IIBBBBB', width, height, 8, 0, 0, 0, 0)
-    return base64.b64encode(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')).decode()
+    data = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', head) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
+    return base64.b64encode(data).decode()
 
 
 def shown(data, **metadata): return {'output_type': 'display_data', 'data': data, 'metadata': metadata}
@@ -44,27 +46,31 @@ def code(source, *outputs): return {'cell_type': 'code', 'source': source, 'meta
 def notebook(path, title, *cells):
     "Write a notebook as nbdev's documentation stage leaves it."
     url = re.sub(r'^\d+_', '', path.stem) + '.html'
-    front = {'cell_type': 'raw', 'source': f'---\ntitle: {title}\ndescription: All about "{title}".\noutput-file: {url}\n---\n',
-             'metadata': {}}
+    front = f'---\ntitle: {title}\ndescription: All about "{title}".\noutput-file: {url}\n---\n'
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [{'id': f'cell{i}', **c} for i, c in enumerate([front, *cells])]
+    cells = [{'id': f'cell{i}', **c} for i, c in enumerate([{**md(front), 'cell_type': 'raw'}, *cells])]
     path.write_text(json.dumps({'cells': cells, 'metadata': {}, 'nbformat': 4, 'nbformat_minor': 5}))
 
 
 FIGURE = code('#| fig-cap: "Loss by *epoch*."\n#| fig-alt: "A \\"falling\\" line."\nplot()',
               shown({'image/png': png(), 'text/plain': 'Figure'}, **{'image/png': {'width': 300, 'height': 150}}))
-TABLE = '<div><style scoped>td {color: red}</style><table class="dataframe"><tbody><tr><td>0.31</td></tr></tbody></table></div>'
+TABLE = ('<div><style scoped>td {color: red}</style><table class="dataframe">'
+         '<tbody><tr><td>0.31</td></tr></tbody></table></div>')
 SIGNATURE = ('---\n\n[source](https://example.org/x.py#L1){target="_blank" style="float:right"}\n\n### add\n\n'
-             '```python\ndef add(\n    a:int, # First\n)->int: # Sum\n```\n\n*Add, see [`add`](https://toy.example/docs/guide/start.html#add).*')
+             '```python\ndef add(\n    a:int, # First\n)->int: # Sum\n```\n\n'
+             '*Add, see [`add`](https://toy.example/docs/guide/start.html#add).*')
 
 
 def toy_proc(folder, *extra):
     "A processed two-page project in `folder`, with `extra` cells on its second page."
-    notebook(folder/'index.ipynb', 'Toy', md('Read [the start](guide/01_start.ipynb#a-section), or just look at the picture.'),
-             FIGURE, md('```python\nfoo[0](bar)\n```'), md('![A dot](images/dot.png)'))
-    notebook(folder/'guide/01_start.ipynb', 'Start', md('## A section\n\nA formula: $x^2$, and `#| hide` in a sentence.'), FIGURE,
-             code('#| output: asis\n#| echo: false\nshow_doc(add)', shown({'text/markdown': SIGNATURE, 'text/plain': 'def'})),
-             code('#| include: false\nsecret_code()', printed('secret output')), code('df', shown({'text/html': TABLE})),
+    notebook(folder/'index.ipynb', 'Toy',
+             md('Read [the start](guide/01_start.ipynb#a-section), or just look at the picture.'), FIGURE,
+             md('```python\nfoo[0](bar)\n```'), md('![A dot](images/dot.png)'))
+    notebook(folder/'guide/01_start.ipynb', 'Start',
+             md('## A section\n\nA formula: $x^2$, and `#| hide` in a sentence.'), FIGURE,
+             code('#| output: asis\n#| echo: false\nshow_doc(add)', shown({'text/markdown': SIGNATURE})),
+             code('#| include: false\nsecret_code()', printed('secret output')),
+             code('df', shown({'text/html': TABLE})),
              code('#| echo: false\nquiet_code()', printed('\x1b[31mloud\x1b[0m output\n')),
              code('#| output: false\nloud_code()', printed('quiet output')),
              code('#| code-fold: true\n#| code-summary: Unfold\nfolded()'),
@@ -72,7 +78,8 @@ def toy_proc(folder, *extra):
     (folder/'images').mkdir()
     (folder/'images/dot.png').write_bytes(base64.b64decode(png()))
     sidebar = ['index.ipynb', {'section': 'Guide', 'contents': ['guide/01_start.ipynb']}]
-    website = {'title': 'toy', 'repo-url': 'https://example.org/toy', 'site-url': 'https://toy.example/docs', 'sidebar': {'contents': sidebar}}
+    website = {'title': 'toy', 'repo-url': 'https://example.org/toy', 'site-url': 'https://toy.example/docs',
+               'sidebar': {'contents': sidebar}}
     (folder/'_quarto.yml').write_text(yaml.safe_dump({'website': website, 'metadata-files': ['nbdev.yml']}))
     (folder/'nbdev.yml').write_text('website: {repo-branch: main}\n')
     return folder
@@ -81,7 +88,7 @@ def toy_proc(folder, *extra):
 @pytest.fixture(scope='module')
 def pandoc():
     "Skip where pandoc is missing."
-    pypandoc = pytest.importorskip('pypandoc', reason="building the site needs pypandoc_binary: pip install -e '.[docs]'")
+    pypandoc = pytest.importorskip('pypandoc', reason="building the site needs pypandoc_binary (extra `docs`)")
     try: return pypandoc.get_pandoc_path()
     except OSError as e: pytest.skip(f"building the site needs pandoc: {e}")
 
@@ -97,8 +104,8 @@ def site(pandoc, tmp_path_factory):
 @pytest.fixture(scope='module')
 def browser():
     "One Chromium for the whole module; skip where it or playwright is missing."
-    pytest.importorskip('playwright', reason="checking the site needs playwright: pip install -e '.[docs]'")
-    if not any(map(shutil.which, check_site.BROWSERS)): pytest.skip(f"checking the site needs one of {check_site.BROWSERS}")
+    pytest.importorskip('playwright', reason="checking the site needs playwright (extra `docs`)")
+    if not any(map(shutil.which, check_site.BROWSERS)): pytest.skip(f"no browser: {', '.join(check_site.BROWSERS)}")
     with check_site.chromium() as browser: yield browser
 
 
@@ -107,9 +114,11 @@ def browser():
 def test_options_and_outputs(site):
     "Hidden cells are absent; echo, output, code-fold, captions, sizes and alt texts are honoured."
     page = (site/'guide/start.html').read_text()
-    for text in ('secret', 'quiet_code', 'quiet output', 'show_doc', 'td {color', '#| output', '\x1b'): assert text not in page
-    for text in ('loud output', 'loud_code', '<summary>Unfold</summary>', '<figcaption>Loss by <em>epoch</em>.</figcaption>',
-                 'alt="A &quot;falling&quot; line."', 'width="300" height="150"', 'class="callout callout-note"', '<math'):
+    for text in ('secret', 'quiet_code', 'quiet output', 'show_doc', 'td {color', '#| output', '\x1b'):
+        assert text not in page
+    for text in ('loud output', 'loud_code', '<summary>Unfold</summary>', 'class="callout callout-note"', '<math',
+                 '<figcaption>Loss by <em>epoch</em>.</figcaption>', 'alt="A &quot;falling&quot; line."',
+                 'width="300" height="150"'):
         assert text in page
     assert (site/'guide/start_files/cell2-1.png').read_bytes() == base64.b64decode(png())
 
@@ -125,14 +134,16 @@ def test_links_become_relative(site):
 def test_markdown_twin(site):
     "Each page has a Markdown twin: no divs, tables as tables, callouts as GitHub writes them."
     twin = (site/'guide/start.html.md').read_text()
-    assert twin.startswith('# Start\n\n> All about') and '<div' not in twin and ':::' not in twin and '<table' not in twin
+    assert twin.startswith('# Start\n\n> All about')
+    assert not any(mark in twin for mark in ('<div', ':::', '<table'))
     assert '> [!NOTE]\n> **Mind**' in twin and '(../index.html)' in twin
 
 
 def test_nothing_from_another_host(site):
     "No script, style, font or image is fetched from elsewhere."
     for path in site.rglob('*.*'):
-        if path.suffix in ('.html', '.css', '.js'): assert not re.search(r'(src="|url\(|@import ")https?:', path.read_text())
+        if path.suffix not in ('.html', '.css', '.js'): continue
+        assert not re.search(r'(src="|url\(|@import ")https?:', path.read_text())
 
 
 def unlisted(proc): notebook(proc/'lost.ipynb', 'Lost', md('Nobody links here.'))
@@ -181,7 +192,8 @@ def test_builder_exit_status(tmp_path):
     "On the command line a mistake gives status 1 and its name, without a traceback."
     proc = toy_proc(tmp_path/'_proc')
     unlisted(proc)
-    done = subprocess.run([sys.executable, TOOLS/'build_site.py', proc, tmp_path/'_docs'], capture_output=True, text=True)
+    command = [sys.executable, TOOLS/'build_site.py', proc, tmp_path/'_docs']
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and 'lost.ipynb' in done.stderr and 'Traceback' not in done.stderr
 
 
@@ -227,7 +239,7 @@ DEFECTS = {
     'empty page': (gutted, 'empty page'),
     'no alt text': (lambda page: re.sub(r' alt="[^"]*"', '', page), 'image without alt text'),
     'empty alt text': (lambda page: re.sub(r' alt="[^"]*"', ' alt=""', page), 'image without alt text'),
-    'another host': (body('<img alt="x" src="http://192.0.2.1/x.png">'), 'request to another host: http://192.0.2.1/x.png'),
+    'another host': (body('<img alt="x" src="http://192.0.2.1/x.png">'), 'request to another host: http://192.0.2.1'),
     'script error': (body('<script>nothing.here()</script>'), 'script error'),
     'console error': (body('<script>console.error("oh")</script>'), 'console error: oh'),
     'missing script': (body('<script src="gone.js"></script>'), 'HTTP 404: /guide/gone.js'),
@@ -294,7 +306,8 @@ def test_readme_check(pandoc, project, name):
     "`--check` names what differs and the command that mends it."
     build_readme.main(['--root', str(project)])
     (project/name).write_text('edited by hand')
-    with pytest.raises(SystemExit, match=rf'(?s){name}.*run: python tools/proc_nbs.py'): build_readme.main(['--root', str(project), '--check'])
+    with pytest.raises(SystemExit, match=rf'(?s){name}.*run: python tools/proc_nbs.py'):
+        build_readme.main(['--root', str(project), '--check'])
     assert (project/name).read_text() == 'edited by hand'
 
 

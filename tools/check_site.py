@@ -40,7 +40,7 @@ WIDE = """() => {
   const sticksOut = e => e.getBoundingClientRect().right > room + 1 && !boxed(e.parentElement);
   const out = [...document.body.querySelectorAll('*')].filter(sticksOut);
   const last = out.pop() || document.body;
-  return `${last.tagName.toLowerCase()}${last.className ? '.' + last.className : ''}: ${last.textContent.trim().slice(0, 40)}`;
+  return [last.tagName.toLowerCase(), last.className, last.textContent.trim().slice(0, 40)].filter(Boolean).join(' ');
 }"""
 
 

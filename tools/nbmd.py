@@ -43,17 +43,17 @@ def text_of(value) -> str:
 
 
 def merge(a: dict, b: dict) -> dict:
-    "`a` with the entries of `b` added, folder by folder."
+    "`a` with the entries of `b` laid over it, level by level."
     shared = [k for k in a.keys() & b.keys() if isinstance(a[k], dict) and isinstance(b[k], dict)]
     return {**a, **b, **{k: merge(a[k], b[k]) for k in shared}}
 
 
 def load_config(proc: Path) -> dict:
     "`_quarto.yml` together with the files it names under `metadata-files`."
-    if not (proc/'_quarto.yml').exists(): raise SiteError(f"{proc}/_quarto.yml is missing; run tools/proc_nbs.py first.")
+    if not (proc/'_quarto.yml').exists(): raise SiteError(f"{proc}/_quarto.yml is missing; run tools/proc_nbs.py.")
     config = yaml.safe_load((proc/'_quarto.yml').read_text(encoding='utf-8')) or {}
     for name in config.get('metadata-files', []):
-        if not (proc/name).exists(): raise SiteError(f"_quarto.yml names {name} under metadata-files, and it is missing.")
+        if not (proc/name).exists(): raise SiteError(f"_quarto.yml names {name} under metadata-files; it is missing.")
         config = merge(yaml.safe_load((proc/name).read_text(encoding='utf-8')) or {}, config)
     return config
 

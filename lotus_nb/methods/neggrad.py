@@ -24,7 +24,7 @@ def contrast(model, b, beta: float):
 _RECIPES = {
     'scrub-small': dict(epochs=10, lr=1e-2, beta=.95, source='Kurmanji et al., small scale (CIFAR-5, Lacuna-5)'),
     'scrub-mia': dict(epochs=5, lr=1e-2, beta=.9999, source="SCRUB authors' MIA and CIFAR-100 notebooks"),
-    'digits': dict(epochs=10, lr=2e-2, beta=.95, batch_size=64, source='this library: chosen on seeds 100 to 104, which no table uses'),
+    'digits': dict(epochs=10, lr=.1, beta=.8, batch_size=64, source='this library: least Avg Gap on seeds 100 to 104, which no table uses'),
 }
 
 @method('NegGrad+', 'https://arxiv.org/abs/2302.09880', recipes=_RECIPES)

@@ -1,4 +1,4 @@
--- What Quarto's Markdown has and pandoc's writers do not: callouts, tabsets, `fig-alt`; plus boxes that scroll sideways.
+-- What Quarto's Markdown has and pandoc's writers do not: callouts, tabsets, `fig-alt`; and boxes that scroll sideways.
 local html = FORMAT:match 'html' ~= nil
 local kinds = {note = 'Note', tip = 'Tip', important = 'Important', caution = 'Caution', warning = 'Warning'}
 
@@ -6,14 +6,16 @@ local function raw(text) return pandoc.RawBlock('html', text) end
 
 local function callout_title(div, kind)
   local first = div.content[1]
-  if div.attributes.title then return pandoc.utils.blocks_to_inlines(pandoc.read(div.attributes.title, 'markdown').blocks) end
+  local written = div.attributes.title
+  if written then return pandoc.utils.blocks_to_inlines(pandoc.read(written, 'markdown').blocks) end
   if not (first and first.t == 'Header') then return nil end
   div.content:remove(1)
   return first.content
 end
 
 local function alert(div, kind, title)   -- GitHub's form of a callout
-  local inlines, first = pandoc.Inlines {pandoc.RawInline('gfm', '[!' .. kind:upper() .. ']'), pandoc.SoftBreak()}, div.content[1]
+  local mark, first = pandoc.RawInline('gfm', '[!' .. kind:upper() .. ']'), div.content[1]
+  local inlines = pandoc.Inlines {mark, pandoc.SoftBreak()}
   if title then
     inlines:insert(pandoc.Strong(title))
   elseif first and first.t == 'Para' then
@@ -36,7 +38,8 @@ local function callout(div, kind)
 end
 
 local function plain_tabs(div)
-  return div:walk {Header = function(h) return pandoc.Div(pandoc.Plain(pandoc.Strong(h.content)), {class = 'tab-title'}) end}
+  local function bold(header) return pandoc.Div(pandoc.Plain(pandoc.Strong(header.content)), {class = 'tab-title'}) end
+  return div:walk {Header = bold}
 end
 
 function Div(div)
@@ -75,8 +78,14 @@ end
 -- Markdown that is read as text (the README and the `.html.md` twins) keeps no boxes and no attributes.
 local function plain_figure(figure)
   local image = figure.content[1].content[1]
-  local caption = pandoc.utils.blocks_to_inlines(figure.caption.long):walk {Emph = function(emph) return emph.content end}
+  local caption = pandoc.utils.blocks_to_inlines(figure.caption.long)
+  caption = caption:walk {Emph = function(emph) return emph.content end}   -- emphasis does not nest in Markdown
   return {pandoc.Para(image), pandoc.Para(pandoc.Emph(caption))}
+end
+
+local function plain_code(code)
+  code.attr = pandoc.Attr('', code.classes:filter(function(class) return class ~= 'cell-code' and class ~= 'output' end))
+  return code
 end
 
 local strip = {
@@ -85,7 +94,7 @@ local strip = {
   Span = function(span) return span.content end,
   Link = function(link) link.attr = pandoc.Attr(); return link end,
   Header = function(header) header.attr = pandoc.Attr(); return header end,
-  CodeBlock = function(code) code.attr = pandoc.Attr('', code.classes:filter(function(c) return c ~= 'cell-code' and c ~= 'output' end)); return code end,
+  CodeBlock = plain_code,
 }
 
 function Pandoc(doc)

@@ -4,7 +4,7 @@ const root = document.documentElement, all = (query, at = document) => [...at.qu
 document.getElementById('theme').addEventListener('click', () => {
   const dark = root.dataset.theme ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
   root.dataset.theme = dark ? 'light' : 'dark';
-  try { localStorage.setItem('theme', root.dataset.theme); } catch (e) { /* private mode: the choice lasts for this page */ }
+  try { localStorage.setItem('theme', root.dataset.theme); } catch (e) { /* private mode: kept for this page only */ }
 });
 
 const menu = document.getElementById('menu'), side = document.getElementById('side');
