@@ -128,6 +128,7 @@ class UnlearnTask:
     workers: int = 0                 # Processes that read map-style datasets
     twins: str = 'error'             # Identical images in both forget and retain: 'error', or 'keep' them
     name: str = 'task'               # Names the task in tables
+    gold_seconds: float | None = None  # What training gold took, to compare with
     memo: dict = field(default_factory=dict, init=False, repr=False)  # What evaluation has computed once
 
     def __post_init__(self):

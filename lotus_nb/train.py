@@ -8,7 +8,7 @@ Docs: https://example.github.io/lotus_nb/engine/train.html.md"""
 __all__ = ['RECIPES', 'Recipe', 'recipe', 'Trained', 'train', 'make_task', 'digits_task']
 
 # %% ../nbs/engine/04_train.ipynb #4949a4ea
-import math
+import json, math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .core import atomic, changed, digest, doing, seeded, unknown
+from .core import atomic, changed, digest, doing, provenance, seeded, unknown
 from .data.core import Splits, split_forget
 from .data.digits import digits
 from .loop import Loop, device_of, predict, running
@@ -150,19 +150,23 @@ def make_task(
     leave, keep = split_forget(splits.train, forget, seed)
     r = globals()['recipe'](recipe)
     fit = lambda part, data: _trained(part, data, new_model(seed), r, splits.val, seed, folder)
-    original = fit('original', splits.train)
-    return UnlearnTask(original, leave, keep, splits.val, splits.test, fit('gold', keep) if gold else None, **task_args)
+    original, _ = fit('original', splits.train)
+    gold_model, seconds = fit('gold', keep) if gold else (None, None)
+    return UnlearnTask(original, leave, keep, splits.val, splits.test, gold_model, gold_seconds=seconds, **task_args)
 
 def _trained(part, data, model, recipe, val, seed, folder):
-    key = digest(asdict(recipe), seed, model, getattr(data, 'source', ''), getattr(data, 'ids', len(data)))
+    "A model trained now or found in the folder, and what its training took."
+    key = digest(asdict(recipe), seed, model, *(getattr(data, k, '') for k in ('source', 'ids', 'mean', 'std')), repr(getattr(data, 'augment', '')), len(data))
     done = Path(folder)/f'{part}-{key}.safetensors' if folder else None
-    if done and done.exists(): return load_weights(model, done).eval()
+    facts = done.with_suffix('.json') if done else None
+    if done and facts.exists() and done.exists(): return load_weights(model, done).eval(), json.loads(facts.read_text())['seconds']
     with doing(f'training {part}'):
-        train(model, data, recipe, val=val, seed=seed, ckpt=done.with_suffix('.ckpt') if done else None)
+        got = train(model, data, recipe, val=val, seed=seed, ckpt=done.with_suffix('.ckpt') if done else None)
     if done:
         save_weights(model, done)
+        with atomic(facts) as tmp: tmp.write_text(json.dumps(dict(seconds=got.seconds, recipe=asdict(recipe), seed=seed, log=got.log, **provenance(device_of(model))), indent=1))
         for f in (done.with_suffix('.ckpt'), done.with_suffix('.best.pt')): f.unlink(missing_ok=True)
-    return model
+    return model, got.seconds
 
 # %% ../nbs/engine/04_train.ipynb #49d77fe1
 def digits_task(

@@ -84,7 +84,8 @@ local function plain_figure(figure)
 end
 
 local function plain_code(code)
-  code.attr = pandoc.Attr('', code.classes:filter(function(class) return class ~= 'cell-code' and class ~= 'output' end))
+  local function wanted(class) return class ~= 'cell-code' and class ~= 'output' end
+  code.attr = pandoc.Attr('', code.classes:filter(wanted))
   return code
 end
 
