@@ -78,9 +78,9 @@ def cycle(
     while True: yield from batches
 
 def side_by_side(
-    batches: 'Loader',  # Gone through once
-    others: 'Loader',   # Cycled beside it
-) -> Iterator[Batch]:   # As many as `batches` has
+    batches: Iterable[Batch],  # Gone through once
+    others: Iterable[Batch],   # Cycled beside it
+) -> Iterable[Batch]:          # As many as `batches` has
     "Each batch joined with the next one of the other loader; `Batch.forget` still tells the rows apart."
     return _SideBySide(batches, others)
 

@@ -8,6 +8,9 @@ from nbdev.doclinks import _build_modidx, nbglob
 from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
+HINT = """This stage runs exported cells and cells holding an import, and no others, then documents what was exported:
+put imports in cells of their own, and annotate with names the notebook imports (a quoted name must exist too)."""
+
 
 def missing(nbs: Path, proc: Path) -> list[str]:
     "Notebooks under `nbs` that have no processed copy under `proc`."
@@ -22,7 +25,8 @@ def process(n_workers: int = 2) -> Path:
     refresh_quarto_yml()
     _build_modidx()
     nbdev_sidebar.__wrapped__(path=cfg.nbs_path)
-    proc = proc_nbs(str(cfg.nbs_path), n_workers=n_workers, force=True)
+    try: proc = proc_nbs(str(cfg.nbs_path), n_workers=n_workers, force=True)
+    except Exception as e: raise SystemExit(f"proc_nbs: {e}\n{HINT}") from None
     if lost := missing(cfg.nbs_path, proc): raise SystemExit(f"nbdev processed all but: {', '.join(lost)}")
     return proc
 

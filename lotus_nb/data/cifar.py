@@ -78,7 +78,7 @@ CIFAR_STATS = {'cifar10': ((.4914, .4822, .4465), (.2023, .1994, .2010)), 'cifar
 @lru_cache(2)
 def _read(name, root):
     get = f"Fetch it with `torchvision.datasets.{name.upper()}(root, download=True)`, or put the archive {name}.webp.zip (or its parts, {name}.part*.zip) there."
-    found = find_data(name, [f'{name}.webp.zip', f'{name}*.part*.zip', f'{name}.part*.zip', _FOLDERS[name]], root, get)
+    found = find_data(name.replace('cifar', 'CIFAR-'), [f'{name}.webp.zip', f'{name}.part*.zip', _FOLDERS[name]], root, get)
     return _read_torchvision(found[0].parent, name) if found[0].is_dir() else read_archive(found)
 
 # %% ../../nbs/data/02_cifar.ipynb #e558abd7

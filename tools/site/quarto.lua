@@ -60,7 +60,8 @@ function Math(math)
   if html and math.mathtype == 'DisplayMath' then return pandoc.Span(math, {class = 'math-scroll'}) end
 end
 
-function Table(table)
+function Table(table)   -- the browser knows better than the dashes of a pipe table how wide a column must be
+  table.colspecs = table.colspecs:map(function(spec) return {spec[1], nil} end)
   if html then return pandoc.Div(table, {class = 'table-scroll'}) end
 end
 

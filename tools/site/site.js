@@ -31,6 +31,17 @@ if (navigator.clipboard) for (const box of all('div.sourceCode')) {
   box.append(button);
 }
 
+for (const table of all('table.dataframe')) {   // columns of words read better from the left
+  const rows = [...table.rows], columns = rows[0] ? [...rows[0].cells].map((_, j) => rows.map(r => r.cells[j])) : [];
+  if (rows.some(r => r.cells.length !== columns.length)) continue;
+  for (const cells of columns) {
+    const values = cells.filter(c => c.tagName === 'TD').map(c => c.textContent.trim());
+    if (!values.length || values.some(v => /^[-+−]?[.\d]|^(NaN|None|inf|)$/.test(v))) continue;
+    const long = values.some(v => v.length > 30);
+    cells.forEach(c => c.classList.add('text', ...(long ? ['long'] : [])));
+  }
+}
+
 const marks = new Map(all('aside.toc a').map(a => [decodeURIComponent(a.hash.slice(1)), a]));
 const mark = () => {
   const above = headings.filter(h => marks.has(h.id) && h.getBoundingClientRect().top < 120).pop();
