@@ -177,7 +177,7 @@ class Loop:
     ):
         run = self.around = _run.get() or Run()
         _check_optimiser(model, opt)
-        self.model, self.wrapped, self.opt, self.sched = model, model, opt, sched
+        self.model, self.wrapped, self.opt, self.sched = model.to(memory_format=torch.channels_last), model, opt, sched
         self.device, self.epoch, self.place, self.log = device_of(model), -1, 'one pass', []
         self.amp = next((a for a in (amp, run.amp) if a is not None), has_bf16(self.device))
         self.ckpt = Path(ckpt) if ckpt else run.ckpt/f'loop{run.loops}.pt' if run.ckpt else None

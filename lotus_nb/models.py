@@ -31,8 +31,8 @@ def pooled_head(
     def get_classifier(self): return getattr(self, name)
     def reset_classifier(self, num_classes, global_pool='avg'):
         self.num_classes, p = num_classes, next(self.parameters())
-        new = nn.Linear(self.num_features, num_classes, device=p.device, dtype=p.dtype) if num_classes else nn.Identity()
-        setattr(self, name, new)
+        as_before = dict(device=p.device, dtype=p.dtype)
+        setattr(self, name, nn.Linear(self.num_features, num_classes, **as_before) if num_classes else nn.Identity())
     def forward_head(self, x, pre_logits=False):
         x = x.mean((-2, -1))                                          # (B, C, h, w) -> (B, C)
         return x if pre_logits else getattr(self, name)(x)
@@ -44,7 +44,8 @@ def pooled_head(
 
 # %% ../nbs/models/00_models.ipynb #42fd8f53
 def _cfg(mean, std, size, first_conv, classifier):
-    return dict(mean=mean, std=std, input_size=(3, size, size), num_classes=10, first_conv=first_conv, classifier=classifier)
+    return dict(mean=mean, std=std, input_size=(3, size, size), num_classes=10,
+                first_conv=first_conv, classifier=classifier)
 
 _imagenet = (.485, .456, .406), (.229, .224, .225)
 _cifar10 = (.4914, .4822, .4465), (.2023, .1994, .2010)
@@ -84,10 +85,11 @@ class CifarResNet(nn.Module):
         num_classes: int = 10,  # Outputs
         in_chans: int = 3,      # Channels of the images
     ):
-        if depth < 8 or depth % 6 != 2: raise ValueError(f"`depth` is {depth}, but must be 6n + 2: 8, 14, 20, 26, 32, …")
+        if depth < 8 or depth % 6 != 2: raise ValueError(f"`depth` is {depth}, but must be 6n + 2: 8, 14, 20, 26, …")
         super().__init__()
         def stage(c_in, c, stride):
-            return nn.Sequential(CifarBlock(c_in, c, stride), *(CifarBlock(c, c, 1) for _ in range((depth - 2)//6 - 1)))
+            later = (CifarBlock(c, c, 1) for _ in range((depth - 2)//6 - 1))
+            return nn.Sequential(CifarBlock(c_in, c, stride), *later)
         self.conv1, self.bn1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
         self.layer1, self.layer2, self.layer3 = stage(16, 16, 1), stage(16, 32, 2), stage(32, 64, 2)
         self.reset_classifier(num_classes)
@@ -183,12 +185,13 @@ class SmallCNN(nn.Module):
         width: int = 16,        # Channels after the first convolution; then twice and four times as many
         norm: str = 'group',    # 'group', 'batch' or 'none'
     ):
-        norms = dict(group=lambda c: nn.GroupNorm(math.gcd(4, c), c), batch=nn.BatchNorm2d, none=lambda c: nn.Identity())
+        norms = dict(group=lambda c: nn.GroupNorm(math.gcd(4, c), c), batch=nn.BatchNorm2d, none=nn.Identity)
         if norm not in norms: raise ValueError(unknown('norm', norm, norms))
         super().__init__()
-        def layer(c_in, c, stride): return nn.Conv2d(c_in, c, 3, stride, 1, bias=norm == 'none'), norms[norm](c), nn.ReLU()
-        self.features = nn.Sequential(*layer(in_chans, width, 1), *layer(width, 2*width, 2), *layer(2*width, 4*width, 2))
-        self.num_features = 4*width
+        def layer(c_in, c, stride):
+            return nn.Conv2d(c_in, c, 3, stride, 1, bias=norm == 'none'), norms[norm](c), nn.ReLU()
+        w, self.num_features = width, 4*width
+        self.features = nn.Sequential(*layer(in_chans, w, 1), *layer(w, 2*w, 2), *layer(2*w, 4*w, 2))
         self.reset_classifier(num_classes)
 
     def forward_features(self, x): return self.features(x)            # (B, 4*width, H/4, W/4)
@@ -239,7 +242,8 @@ def create_model(
     _check_name(name)
     for theirs, ours in dict(num_classes='n_classes=', pretrained="weights='pretrained'").items():
         if theirs in kwargs: raise TypeError(f"`{theirs}` is timm's word; pass `{ours}` to this function.")
-    if min(n_classes, in_chans) < 1: raise ValueError(f"`n_classes` ({n_classes}) and `in_chans` ({in_chans}) must be at least 1.")
+    if min(n_classes, in_chans) < 1:
+        raise ValueError(f"`n_classes` is {n_classes} and `in_chans` is {in_chans}, but both must be at least 1.")
     build = _download if weights == 'pretrained' else _build
     with nullcontext() if seed is None else seeded(seed):
         model = build(name, img_size, num_classes=n_classes, in_chans=in_chans, **kwargs)
@@ -250,23 +254,55 @@ def create_model(
 def _download(name, img_size, **kwargs):
     "Build with timm's published weights, or say why that is not possible."
     if not timm.models.is_model_pretrained(name):
-        raise ValueError(f"timm publishes no weights for '{name}'. Pass a file as `weights`, or see `timm.list_pretrained()`.")
+        raise ValueError(f"timm publishes no weights for '{name}'. Pass a file as `weights`, or choose one of "
+                         "`timm.list_pretrained()`.")
     try: return _build(name, img_size, pretrained=True, **kwargs)
     except OSError as e:
-        reason = str(e).strip().split('\n')[0]
-        raise ConnectionError(f"The weights of '{name}' could not be downloaded: {reason} Where there is no network, build the model on a "
-                              "machine that has one, call `save_weights(model, file)` there, and pass `weights=file` here.") from e
+        raise ConnectionError(f"The weights of '{name}' could not be downloaded ({_first_line(e)}). Where there is no "
+                              "network, build the model on a machine that has one, call `save_weights(model, file)` "
+                              "there, and pass `weights=file` here.") from e
+
+def _first_line(e): return str(e).strip().partition('\n')[0][:200].rstrip('.')
 
 # %% ../nbs/models/00_models.ipynb #2ed949a9
 def normalisation(
     model: nn.Module,
-) -> tuple[tuple, tuple] | None:  # Mean and deviation per channel, for pixels in [0, 1]; None if the model does not say
+) -> tuple[tuple, tuple] | None:  # Mean and deviation per channel, for pixels in [0, 1]; None: it does not say
     "How the images that `model` takes are normalised."
-    cfg = getattr(getattr(model, 'module', model), 'pretrained_cfg', None)
-    cfg = cfg if isinstance(cfg, dict) else vars(cfg or object)
+    cfg = getattr(getattr(model, 'module', model), 'pretrained_cfg', None) or {}  # `module`: inside a wrapper
+    if not isinstance(cfg, dict): cfg = vars(cfg)
     return (tuple(cfg['mean']), tuple(cfg['std'])) if cfg.get('mean') and cfg.get('std') else None
 
 # %% ../nbs/models/00_models.ipynb #71406d08
+def _torch_file(path):
+    "What `torch.save` wrote to `path`, if that is tensors and containers."
+    if torch.__version__ < '2.10':
+        raise pickle.UnpicklingError(f"a torch file can run code in torch {torch.__version__}, older than 2.10.")
+    try: return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as e:
+        code = re.search(r'GLOBAL (\S+)', str(e))
+        if not code: raise RuntimeError(_first_line(e)) from None
+        raise pickle.UnpicklingError(f'it is a pickle that needs `{code[1]}`, and unpickling could run code.') from e
+
+# %% ../nbs/models/00_models.ipynb #d2a69a05
+def _bare(tensors):
+    "The mapping without the prefixes that wrappers put before the names."
+    bare = {re.sub(r'^(module\.)+|_orig_mod\.', '', k): t for k, t in tensors.items()}
+    return bare if len(bare) == len(tensors) else dict(tensors)
+
+def _state(found, path):
+    "The mapping from names to tensors inside of what was `found` in a file."
+    inner = ('state_dict', 'model_state_dict', 'model', 'net')
+    while isinstance(found, dict) and (k := next((k for k in inner if isinstance(found.get(k), dict)), None)):
+        found = found[k]
+    if not isinstance(found, dict): odd = f'it is a {type(found).__name__}'
+    elif not found: odd = 'it is empty'
+    else: odd = next((f'{k!r} maps to {type(v).__name__}' for k, v in found.items()
+                      if not (isinstance(k, str) and isinstance(v, Tensor))), None)
+    if odd: raise ValueError(f"'{path}' does not map names to tensors: {odd}. Save `model.state_dict()`.")
+    return _bare(found)
+
+# %% ../nbs/models/00_models.ipynb #c788d222
 def read_weights(
     file: str | Path,     # safetensors, or what `torch.save` wrote
 ) -> dict[str, Tensor]:   # On the CPU, by name; prefixes of wrappers (`module.`, `_orig_mod.`) removed
@@ -274,40 +310,19 @@ def read_weights(
     path = Path(file).expanduser()
     if not path.is_file(): raise FileNotFoundError(_not_there(path))
     with open(path, 'rb') as f: head = f.read(9)
-    try: state = load_file(path) if head[8:] == b'{' else _torch_tensors(path)
+    try: found = load_file(path) if head[8:] == b'{' else _torch_file(path)
     except pickle.UnpicklingError as e:
-        raise ValueError(f"'{path}' was not opened: {e} Where you trust its author, load it there and write the tensors alone: "
-                         "`safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')`.") from None
-    except Exception as e:
-        raise ValueError(f"'{path}' ({path.stat().st_size:,} bytes) is neither a safetensors nor a torch file, or it is cut off: "
-                         f"{str(e).strip().split(chr(10))[0][:200]} Copy or download it again.") from None
-    return _bare_state(state, path)
+        raise ValueError(f"'{path}' was not opened: {e} Where you trust its author, load it there and write the "
+                         "tensors alone: `safetensors.torch.save_file(model.state_dict(), 'w.safetensors')`.") from None
+    except Exception as e:                    # the readers raise whatever the bytes make them raise
+        raise ValueError(f"'{path}' ({path.stat().st_size:,} bytes) is neither a safetensors nor a torch file, or it "
+                         f"is cut off ({_first_line(e)}). Copy or download it again.") from None
+    return _state(found, path)
 
-def _torch_tensors(path):
-    if torch.__version__ < '2.6':
-        raise pickle.UnpicklingError(f'torch {torch.__version__} can be made to run code by a torch file; 2.6 and later cannot.')
-    try: return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as e:
-        found = re.search(r'GLOBAL (\S+)', str(e))
-        if not found: raise RuntimeError(str(e)) from None
-        raise pickle.UnpicklingError(f'it is a pickle that needs `{found[1]}`, and unpickling could run any code.') from None
-
-# %% ../nbs/models/00_models.ipynb #d2a69a05
 def _not_there(path):
     there = [p.name for p in path.parent.glob('*') if p.suffix in ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')]
     hint = f' {unknown("file", path.name, there)}' if there else ''
-    return f"There is no weights file '{path}'.{hint} Pass a file, or `weights='pretrained'` to `create_model` for timm's own."
-
-def _bare(name): return re.sub(r'^(module\.)+|_orig_mod\.', '', name)
-
-def _bare_state(state, path):
-    "The innermost mapping of `state` from names to tensors."
-    inner = ('state_dict', 'model_state_dict', 'model', 'net')
-    while isinstance(state, dict) and (k := next((k for k in inner if isinstance(state.get(k), dict)), None)): state = state[k]
-    odd = next((f'{k!r} is {type(v).__name__}' for k, v in state.items() if not isinstance(v, Tensor)), '') \
-        if isinstance(state, dict) and state else f'it is {type(state).__name__}' if state else 'it is empty'
-    if odd: raise ValueError(f"'{path}' does not map names to tensors: {odd}. Save `model.state_dict()`.")
-    return {_bare(k): t for k, t in state.items()}
+    return f"There is no weights file '{path}'.{hint} Pass a file, or `weights='pretrained'` to `create_model`."
 
 # %% ../nbs/models/00_models.ipynb #157ba542
 def _shapes(tensors): return {k: tuple(t.shape) for k, t in tensors.items() if not k.endswith('num_batches_tracked')}
@@ -320,11 +335,14 @@ def _suggest(
     for name, cfg in default_cfgs.items():
         first, last = want.get(f"{cfg['first_conv']}.weight", ()), want.get(f"{cfg['classifier']}.weight", ())
         if len(first) != 4 or len(last) != 2: continue
-        with torch.device('meta'): m = timm.create_model(name, num_classes=last[0], in_chans=first[1])
-        if _shapes(m.state_dict()) == want: return f" They fit `create_model('{name}', n_classes={last[0]}, in_chans={first[1]})`."
-    off = [k for k in have if want.get(k, have[k]) != have[k]]
-    if want.keys() == have.keys() and {k.rpartition('.')[0] for k in off} == {off[-1].rpartition('.')[0]} and len(want[off[-1]]) < 4:
-        return f" Only the classifier differs: build the model with `n_classes={want[off[-1]][0]}`."
+        k, c = last[0], first[1]
+        with torch.device('meta'): model = timm.create_model(name, num_classes=k, in_chans=c)
+        if _shapes(model.state_dict()) == want:
+            return f" They fit `create_model('{name}', n_classes={k}, in_chans={c})`."
+    off = [k for k in have if want.get(k) != have[k]]
+    one_layer = want.keys() == have.keys() and len({k.rpartition('.')[0] for k in off}) == 1
+    if one_layer and all(len(have[k]) < 3 and want[k][1:] == have[k][1:] for k in off):
+        return f" Only the classifier differs: build the model with `n_classes={want[off[0]][0]}`."
     return ''
 
 # %% ../nbs/models/00_models.ipynb #e8f8d39f
@@ -344,14 +362,16 @@ def load_weights(
     strict: bool = True, # False: load what fits by name and shape, and warn about the rest
 ) -> nn.Module:          # `model`
     "Put the weights of a file into `model`."
-    state, own = read_weights(file), {_bare(k): t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
+    state, own = read_weights(file), _bare(model.state_dict())
     fits = {k: state[k].to(t.dtype) for k, t in own.items() if k in state and state[k].shape == t.shape}
     wrong = _misfit(state, own)
-    if wrong and (strict or not fits): raise ValueError(f"The weights in '{file}' do not fit {type(model).__name__}: {wrong}")
+    if wrong and (strict or not fits):
+        raise ValueError(f"The weights in '{file}' do not fit {type(model).__name__}: {wrong}")
     bad = [k for k, t in fits.items() if not t.isfinite().all()]
-    if bad: raise ValueError(f"'{file}' holds values that are not finite, in {len(bad)} of {len(fits)} tensors ({', '.join(bad[:3])}). "
-                             "The training that wrote it diverged, or the file is damaged: use another one.")
-    if wrong: warnings.warn(f"From '{file}', {len(fits)} tensors were loaded and the rest left as it was: {wrong}", stacklevel=2)
+    if bad:
+        raise ValueError(f"'{file}' holds values that are not finite, in {len(bad)} of {len(fits)} tensors "
+                         f"({', '.join(bad[:3])}). The training diverged, or the file is damaged: use another one.")
+    if wrong: warnings.warn(f"{len(fits)} tensors of '{file}' were loaded, the rest left alone: {wrong}", stacklevel=2)
     with torch.no_grad():
         for k, t in fits.items(): own[k].copy_(t)
     return model
@@ -359,11 +379,12 @@ def load_weights(
 # %% ../nbs/models/00_models.ipynb #882531c8
 def save_weights(
     model: nn.Module,  # Not changed; wrappers' prefixes are left out of the names
-    file: str | Path,  # Ends in `.safetensors`; folders are made, a file of that name is replaced as a whole or not at all
+    file: str | Path,  # Ends in `.safetensors`; folders are made; an older file is replaced as a whole or not at all
 ) -> Path:             # `file`
     "Write the weights of `model` as safetensors."
     path = Path(file).expanduser()
-    if path.suffix != '.safetensors': raise ValueError(f"`file` is '{file}', but what is written is safetensors: name it '{path.stem}.safetensors'.")
-    state = {_bare(k): t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in model.state_dict().items()}
-    with atomic(path) as tmp: save_file(state, tmp, metadata={'format': 'pt'})
+    if path.suffix != '.safetensors':
+        raise ValueError(f"`file` is '{file}', but only safetensors are written: name it '{path.stem}.safetensors'.")
+    own = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in model.state_dict().items()}
+    with atomic(path) as tmp: save_file(_bare(own), tmp, metadata={'format': 'pt'})
     return path

@@ -52,13 +52,15 @@ def table(
     s, out = summary(df, metrics), {}
     for m in dict.fromkeys(s.columns.get_level_values(0)):
         top = best(s, m)
-        out[get_metric(m).title] = [_cell(s.loc[k, (m, 'mean')], s.loc[k, (m, 'sd')], mark if k in top else ' '*len(mark)) for k in s.index]
+        style = _FORMATS.get(get_metric(m).unit, '.3g')
+        out[get_metric(m).title] = [_cell(s.loc[k, (m, 'mean')], s.loc[k, (m, 'sd')], style, mark if k in top else ' '*len(mark)) for k in s.index]
     return pd.DataFrame(out, index=s.index.rename(None))
 
-def _cell(mean, sd, mark):
+_FORMATS = {'share': '.3f', 'nats': '.4f', 'bits': '.3f', 's': '.2f', 'images': ',.0f', 'steps': ',.0f'}
+
+def _cell(mean, sd, style, mark):
     if pd.isna(mean): return '–' + ' '*len(mark)
-    d = 2 if abs(mean) >= 10 else 3 if abs(mean) >= .1 or mean == 0 else 4
-    return f'{mean:.{d}f}' + (f' ± {sd:.{d}f}' if pd.notna(sd) else '') + mark
+    return f'{mean:{style}}' + (f' ± {sd:{style}}' if pd.notna(sd) else '') + mark
 
 def text_table(
     t: pd.DataFrame,           # From `table`

@@ -23,7 +23,7 @@ from .loop import device_of, predict
 def teacher_of(model: nn.Module) -> nn.Module:
     "A frozen copy of `model` in eval mode, which returns float32 logits."
     model = student_of(model) if 'float32_hook' in vars(model) else model      # of a teacher: as of the model it was made from
-    teacher = copy.deepcopy(model).eval()
+    teacher = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
     teacher.frozen_by_user = [n for n, p in model.named_parameters() if not p.requires_grad]
     teacher.requires_grad_(False)
     teacher.float32_hook = teacher.register_forward_hook(_float32_logits)
