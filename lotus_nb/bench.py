@@ -46,6 +46,7 @@ def bench(
     else:
         for i, done in enumerate(as_completed([executor.submit(run, *job, at=i) for i, job in enumerate(jobs)])): done.result(); tell(i + 1, len(jobs))
     frame = pd.concat([_rows(_cell(out, *job, *how, metrics), job[0]) for job in jobs for how in [*_references, *plan]], ignore_index=True)
+    if (out/'ckpt').is_dir() and not any((out/'ckpt').iterdir()): (out/'ckpt').rmdir()
     with atomic(out/'results.csv') as tmp: frame.to_csv(tmp, index=False)
     return frame
 

@@ -94,6 +94,7 @@ def demo(
         from functools import partial
         from lotus_nb.core import show_progress, writable
         out, device = writable(out), _device(device)
+        import torch; torch.set_num_threads(1)       # for networks this small a second thread only waits; and sums come out alike on every machine
         from lotus_nb.bench import bench
         from lotus_nb.methods.core import list_methods
         from lotus_nb.train import digits_task

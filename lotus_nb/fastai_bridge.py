@@ -193,14 +193,21 @@ def forget_positions(
     forget: Any,  # Positions in `dls.train_ds`; items of it, such as paths; or a function item → bool
 ) -> Tensor:      # Positions
     "Where in the training set the items to forget stand."
-    n = len(dls.train_ds)
+    n = _n_train(dls)
     if forget is None: raise ValueError("Name what to forget: positions in `dls.train_ds`, items of it such as paths, or a function item → bool.")
     if isinstance(forget, (str, os.PathLike)): forget = [forget]
     if callable(forget): return _chosen(forget, _items(dls.train_ds), n)
-    if isinstance(forget, Tensor) or hasattr(forget, 'dtype') or all(hasattr(i, '__index__') for i in forget): return check_positions(forget, n)
+    forget = forget.tolist() if hasattr(forget, 'tolist') else list(forget)
+    if all(isinstance(o, float) or hasattr(o, '__index__') for o in forget): return check_positions(forget, n)
     where = {_key(o): i for i, o in enumerate(_items(dls.train_ds))}
     if bad := [o for o in forget if _place(o, where, dls.path) is None]: raise ValueError(_absent(bad, dls))
     return check_positions([_place(o, where, dls.path) for o in forget], n)
+
+def _n_train(dls):
+    if not isinstance(dls, DataLoaders): raise TypeError(f"`dls` is {type(dls).__name__}; it must be fastai `DataLoaders`.")
+    if not dls.loaders: raise ValueError("The `DataLoaders` are empty. Give those that the model was trained on.")
+    _check_loader(dls.train)
+    return len(dls.train_ds)
 
 def _chosen(fn, items, n):
     index = [i for i, o in enumerate(items) if fn(o)]
@@ -246,19 +253,13 @@ def task_from_dls(
     name: str = 'task',
 ) -> UnlearnTask:
     "A task from a model and fastai `DataLoaders`."
-    def images(dl): return dl_images(dl, resident=resident, workers=workers, device=device_of(model)) if hasattr(dl, 'dataset') else dl
-    train = images(_train_loader(dls))
+    index = forget_positions(dls, forget)
+    def images(dl): return dl_images(dl, resident=resident, workers=workers, device=device_of(model)) if isinstance(dl, TfmdDL) else dl
     if val is None and len(dls.loaders) > 1 and len(dls.valid_ds): val = dls.valid
+    if isinstance(gold, Learner): gold = gold.model
     if isinstance(augment, bool): augment = dl_augment(dls.train) if augment else None
-    return UnlearnTask(model, *split_forget(train, forget_positions(dls, forget)), images(val), images(test), _module(gold), augment=augment,
+    return UnlearnTask(model, *split_forget(images(dls.train), index), images(val), images(test), gold, augment=augment,
                        batch_size=batch_size or dls.train.bs or 64, workers=workers, twins=twins, name=name)
-
-def _module(m): return m.model if isinstance(m, Learner) else m
-
-def _train_loader(dls):
-    if not isinstance(dls, DataLoaders): raise TypeError(f"`dls` is {type(dls).__name__}; it must be fastai `DataLoaders`.")
-    if not dls.loaders: raise ValueError("The `DataLoaders` are empty. Give those that the model was trained on.")
-    return dls.train
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #ac79f8ee
 def task_from_learner(

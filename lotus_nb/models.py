@@ -278,7 +278,8 @@ def _torch_file(path):
     "What `torch.save` wrote to `path`, if that is tensors and containers."
     if torch.__version__ < '2.10':
         raise pickle.UnpicklingError(f"a torch file can run code in torch {torch.__version__}, older than 2.10.")
-    try: return torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        with open(path, 'rb') as f: return torch.load(f, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
         code = re.search(r'GLOBAL (\S+)', str(e))
         if not code: raise RuntimeError(_first_line(e)) from None
@@ -350,7 +351,7 @@ def _misfit(state, own):
     "What keeps the tensors `state` from being the weights of a model that has `own`; '' if nothing."
     want, have = _shapes(state), _shapes(own)
     missing, extra = [k for k in have if k not in want], [k for k in want if k not in have]
-    other = [f'{k} is {want[k]}, must be {have[k]}' for k in have if k in want and want[k] != have[k]]
+    other = [f'{k} is {want[k]} but must be {have[k]}' for k in have if k in want and want[k] != have[k]]
     def some(what, names): return f'{len(names)} {what} ({", ".join(names[:3])}{", …" if len(names) > 3 else ""})'
     parts = [some(*p) for p in (('of another shape', other), ('missing', missing), ('unexpected', extra)) if p[1]]
     return '; '.join(parts) + '.' + _suggest(want, have) if parts else ''

@@ -16,7 +16,7 @@ from lotus_nb.models import create_model, load_weights, normalisation, read_weig
 OURS = sorted(models.default_cfgs)
 
 
-def small(**kw): return create_model('small_cnn', in_chans=1, **{'seed': 0, **kw})
+def small(**kw): return create_model('small_cnn', **{'in_chans': 1, 'seed': 0, **kw})
 
 
 def snapshot(model): return {k: t.clone() for k, t in model.state_dict().items()}
@@ -124,6 +124,12 @@ def test_a_pickle_named_safetensors_is_refused(tmp_path):
     torch.save(dict(a=Evil(tmp_path/'executed')), tmp_path/'w.safetensors')
     with pytest.raises(ValueError, match='unpickling could run code'): read_weights(tmp_path/'w.safetensors')
     assert not (tmp_path/'executed').exists()
+
+
+def test_the_name_of_a_file_does_not_matter(tmp_path):
+    file = save_weights(small(), tmp_path/'w.safetensors')
+    torch.save(small().state_dict(), tmp_path/'torch.safetensors')
+    assert same(read_weights(file.rename(tmp_path/'w.pth')), read_weights(tmp_path/'torch.safetensors'))
 
 
 def test_an_old_torch_reads_safetensors_only(tmp_path, monkeypatch):
