@@ -25,10 +25,10 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from .core import doing
+from .core import doing, seeded
 from .data.core import check_positions, split_forget
 from .loop import device_of
-from .methods.core import solve
+from .methods.core import get_method, solve
 from .task import UnlearnTask
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #e541a417
@@ -85,7 +85,9 @@ class DlImages:
         return self.pixels[rows.to(self.pixels.device)], self.labels[rows].to(self.pixels.device)
 
     def __len__(self): return len(self.ids)
-    def __repr__(self): return f"DlImages({len(self):,} of {len(self.classes) or '?'} classes, {'read when wanted' if self.pixels is None else 'held on ' + str(self.pixels.device)})"
+    def __repr__(self):
+        where = 'read when wanted' if self.pixels is None else f'held on {self.pixels.device}'
+        return f"DlImages({len(self):,} of {len(self.classes) or '?'} classes, {where})"
     def __getitem__(self, i):
         row = int(self.ids[range(len(self))[i]])
         return _read(self.dl, row) if self.pixels is None else (self.pixels[row], int(self.labels[row]))
@@ -127,7 +129,8 @@ def dl_images(
     images = DlImages(own, torch.arange(n), labels, tuple(map(str, getattr(dl, 'vocab', ()))), source=f'dl{id(dl)}')
     x, _ = images[0]
     if not x.is_floating_point():
-        raise ValueError(f"The loader's batches hold images of {x.dtype}; a model needs floats. Add `IntToFloatTensor` to the batch transforms (an `ImageBlock` does).")
+        raise ValueError(f"The loader's batches hold images of {x.dtype}; a model needs floats. Add `IntToFloatTensor` to the batch transforms "
+                         "(an `ImageBlock` does).")
     if resident is None: resident = n*x.numel()*4 <= HELD_BYTES
     return _read_all(images, device, workers) if resident else images
 
@@ -138,7 +141,8 @@ def _check_loader(dl):
                         "which takes any map-style dataset of (float tensor, int).")
     if not dl.indexed: raise TypeError(f"The loader reads {type(dl.dataset).__name__}, which has no positions; unlearning must be able to pick single images.")
     if not len(dl.dataset):
-        raise ValueError("The loader holds no images. (An exported Learner has none: take the one that was trained, or give it `dls` with the training images.)")
+        raise ValueError("The loader holds no images. (An exported Learner has none: take the one that was trained, or give it `dls` with the "
+                         "training images.)")
 
 def _check_item(item):
     if not isinstance(item, tuple) or len(item) != 2:
@@ -183,8 +187,8 @@ def dl_augment(
     start = next((i for i, t in enumerate(tfms) if _random(t)), None)
     if start is None: return None
     if odd := [t for t in tfms[start:] if not _random(t) and not isinstance(t, Normalize)]:
-        raise ValueError(f"The batch transform {odd[0].name} comes after a random one and cannot be undone, so the augmentation cannot be repeated on finished images. "
-                         "Give it an `order` before the random ones, or pass `augment=False`, or a function of your own.")
+        raise ValueError(f"The batch transform {odd[0].name} comes after a random one and cannot be undone, so the augmentation cannot be repeated "
+                         "on finished images. Give it an `order` before the random ones, or pass `augment=False`, or a function of your own.")
     return BatchAugment(tfms[start:], type(_in_validation(dl).do_item(0)[0]))
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #5690637d
@@ -268,7 +272,8 @@ def task_from_learner(
     **options,       # Options of `task_from_dls`: `gold`, `val`, `test`, `batch_size`, `augment`, `resident`, `twins`, `workers`, `name`
 ) -> UnlearnTask:
     "A task from a Learner and the items to forget."
-    if not isinstance(learn, Learner): raise TypeError(f"`learn` is {type(learn).__name__}; it must be a fastai `Learner`. For a plain model use `task_from_dls`.")
+    if not isinstance(learn, Learner):
+        raise TypeError(f"`learn` is {type(learn).__name__}; it must be a fastai `Learner`. For a plain model use `task_from_dls`.")
     return task_from_dls(learn.model, learn.dls, forget, **options)
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #fe20c201
@@ -310,8 +315,10 @@ def unlearn(self: Learner,
     **hparams,                         # Hyper-parameters of the method
 ) -> Learner:                          # Its attribute `unlearned` is the record of what was done
     "A new Learner whose model has forgotten these items, and whose training loader is without them."
-    task = task_from_learner(self, forget, val=val, augment=augment, resident=resident, twins=twins, workers=workers)
-    record = solve(task, method, seed=seed, recipe=recipe, batch_size=batch_size, ckpt=ckpt, **hparams)
-    new = _with_model(self, record.model, _without(self.dls, task.forget.ids))
+    method = get_method(method)        # a mistaken name is found before any image is read
+    with seeded(seed):                 # fastai draws a seed for each loader
+        task = task_from_learner(self, forget, val=val, augment=augment, resident=resident, twins=twins, workers=workers)
+        record = solve(task, method, seed=seed, recipe=recipe, batch_size=batch_size, ckpt=ckpt, **hparams)
+        new = _with_model(self, record.model, _without(self.dls, task.forget.ids))
     new.unlearned = record
     return new

@@ -38,7 +38,7 @@ def best(
     "The methods whose mean is best, in the sense that the metric declares."
     means, kind = s[metric, 'mean'], get_metric(metric).best
     rivals = means.drop([m for m in STYLE['first'] if m in means.index]).dropna()
-    if not len(rivals) or kind == 'gold' and not pd.notna(means.get('gold')): return []
+    if kind == 'none' or not len(rivals) or kind == 'gold' and not pd.notna(means.get('gold')): return []
     score = {'gold': lambda: (rivals - means['gold']).abs(), 'low': lambda: rivals, 'high': lambda: -rivals}[kind]()
     return list(score.index[score <= score.min() + 1e-12])
 
@@ -102,10 +102,10 @@ def conclusion(
 _CSS = """
 :root{color-scheme:light dark;--ink:#1d2733;--soft:#5b6b7a;--line:#d9e0e7;--paper:#fff;--accent:#0b5fa5}
 @media(prefers-color-scheme:dark){:root{--ink:#e3e9ef;--soft:#9fb0bf;--line:#33404d;--paper:#12181f;--accent:#7db8ee}}
-body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:70rem;margin:2rem auto;padding:0 1rem}
+body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:72rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin-top:2.2rem}p.lead{font-size:1.08rem}small,.soft{color:var(--soft)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.86rem}
-th,td{padding:.3rem .55rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.84rem}
+th,td{padding:.3rem .45rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}
 td.best{font-weight:700;color:var(--accent)}figure{margin:1rem 0}figure img{max-width:100%;background:#fff;border-radius:4px}figcaption{color:var(--soft);font-size:.9rem}
 details{margin:.6rem 0}pre{overflow-x:auto;font-size:.85rem}"""
 

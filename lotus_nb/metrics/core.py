@@ -139,7 +139,7 @@ class Metric:
     title: str                  # Heading of its column
     unit: str                   # 'share', 'nats', 'bits', 's', …
     parts: tuple[str, ...]      # Parts of the data that it needs; the first gives n, which is 1 without any
-    best: str                   # 'gold': as gold has it; 'low' or 'high'
+    best: str                   # 'gold': as gold has it; 'low', 'high', or 'none'
 
     @property
     def name(self) -> str:
@@ -158,13 +158,13 @@ def metric(
     title: str,                      # Heading of its column
     unit: str = 'share',             # Unit of the value
     parts: Sequence[str] = ('forget',),  # Parts of the data that it needs; the first gives n
-    best: str = 'gold',              # 'gold', 'low' or 'high'
+    best: str = 'gold',              # 'gold', 'low', 'high' or 'none'
 ) -> Callable:
     "Register the decorated function of evidence as a metric under its own name."
     def deco(fn):
         m = Metric(fn, title, unit, tuple(parts), best)
         if odd := set(m.refs) - set(_shown): raise TypeError(f"{m.name} asks for something else: " + unknown('argument', sorted(odd)[0], _shown))
-        if best not in ('gold', 'low', 'high'): raise ValueError(unknown('value of `best`', best, ('gold', 'low', 'high')))
+        if best not in (known := ('gold', 'low', 'high', 'none')): raise ValueError(unknown('value of `best`', best, known))
         _registry[m.name] = m
         return fn
     return deco
@@ -176,7 +176,7 @@ def _import_all():
     for m in pkgutil.iter_modules(package.__path__): import_module(f'lotus_nb.metrics.{m.name}')
 
 def list_metrics() -> list[str]:
-    "Names of the metrics, in the order of their pages."
+    "Names of the metrics, module by module."
     _import_all()
     return list(_registry)
 

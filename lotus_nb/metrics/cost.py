@@ -14,17 +14,17 @@ from .core import metric
 @metric('Seconds', unit='s', parts=(), best='low')
 def seconds(run): return run.seconds
 
-@metric('Forward', unit='images', parts=(), best='low')
+@metric('Forward', unit='images', parts=(), best='none')
 def forward(run): return run.cost.get('forward', float('nan'))
 
-@metric('Backward', unit='images', parts=(), best='low')
+@metric('Backward', unit='images', parts=(), best='none')
 def backward(run): return run.cost.get('backward', float('nan'))
 
-@metric('Steps', unit='steps', parts=(), best='low')
+@metric('Steps', unit='steps', parts=(), best='none')
 def steps(run): return run.cost.get('steps', float('nan'))
 
-@metric('Forget images seen', unit='images', parts=(), best='low')
+@metric('Forget images seen', unit='images', parts=(), best='none')
 def seen_forget(run): return run.cost.get('seen_forget', float('nan'))
 
-@metric('Retain images seen', unit='images', parts=(), best='low')
+@metric('Retain images seen', unit='images', parts=(), best='none')
 def seen_retain(run): return run.cost.get('seen_retain', float('nan'))
