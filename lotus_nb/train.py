@@ -156,7 +156,8 @@ def make_task(
 
 def _trained(part, data, model, recipe, val, seed, folder):
     "A model trained now or found in the folder, and what its training took."
-    key = digest(asdict(recipe), seed, model, *(getattr(data, k, '') for k in ('source', 'ids', 'mean', 'std')), repr(getattr(data, 'augment', '')), len(data))
+    key = digest(asdict(recipe), seed, model, *(getattr(data, k, '') for k in ('source', 'ids', 'mean', 'std')), repr(getattr(data, 'augment', '')), len(data),
+                 getattr(val, 'ids', '') if recipe.patience else '')
     done = Path(folder)/f'{part}-{key}.safetensors' if folder else None
     facts = done.with_suffix('.json') if done else None
     if done and facts.exists() and done.exists(): return load_weights(model, done).eval(), json.loads(facts.read_text())['seconds']

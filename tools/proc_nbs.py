@@ -27,6 +27,8 @@ def process(n_workers: int = 2) -> Path:
     nbdev_sidebar.__wrapped__(path=cfg.nbs_path)
     try: proc = proc_nbs(str(cfg.nbs_path), n_workers=n_workers, force=True)
     except Exception as e: raise SystemExit(f"proc_nbs: {e}\n{HINT}") from None
+    for page in proc.rglob('*.ipynb'):                 # a class documented in its own notebook lives in `__main__` there
+        page.write_text(page.read_text(encoding='utf-8').replace('__main__.', ''), encoding='utf-8')
     if lost := missing(cfg.nbs_path, proc): raise SystemExit(f"nbdev processed all but: {', '.join(lost)}")
     return proc
 

@@ -97,10 +97,11 @@ def evidence(
         z, y = predict(model, task.loader(p, train=False), amp=amp)
         logits[p], labels[p] = z.cpu().numpy(), y.cpu().numpy()
     ids = {p: np.asarray(getattr(task.part(p), 'ids', np.arange(len(logits[p])))) for p in parts}
-    return Evidence(logits, labels, ids, digest(model), _transform(task.forget), 'bfloat16' if amp else 'float32')
+    return Evidence(logits, labels, ids, digest(model), _prepared(task), 'bfloat16' if amp else 'float32')
 
-def _transform(data):
-    return digest([getattr(data, k, None) for k in ('mean', 'std')], type(data).__name__)
+def _prepared(task):
+    "Digest of the first image to forget, as the model sees it: it changes with the preparation of images."
+    return digest(next(iter(task.loader('forget', train=False, batch_size=1))).x.contiguous())
 
 # %% ../../nbs/metrics/00_core.ipynb #9077338f
 def save_evidence(ev: Evidence, file: str | Path) -> Path:
