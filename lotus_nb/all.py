@@ -30,16 +30,22 @@ from .data.digits import digits
 from .figures import plot_bars, plot_confidence, plot_entropies, plot_entropy, plot_summary
 from .loop import Loop, predict
 from .methods.core import check_method, get_method, list_methods, masked, method, recipes, solve, unlearn
-from .metrics.core import Evidence, answers, evaluate, evidence, list_metrics, load_evidence, metric, reference, save_evidence
+from .metrics.core import Evidence, answers, evaluate, evidence, list_metrics, load_evidence, metric
+from .metrics.core import reference, save_evidence
 from .models import create_model, load_weights, normalisation, save_weights
-from .parts import adamw, cycle, distill_kl, gumbel_softmax, sgd, share_correct, side_by_side, soft_cross_entropy
+from .parts import adamw, cycle, distill_kl, gumbel_softmax, sgd, share_correct, side_by_side
+from .parts import soft_cross_entropy
 from .report import conclusion, summary, table, text_table
 from .task import UnlearnTask, student_of, teacher_of, twins
 from .train import RECIPES, Recipe, digits_task, make_task, recipe, train
 
 # %% ../nbs/bench/05_all.ipynb #857a4775
-_all_ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'digest', 'show_progress', 'cifar', 'Augment', 'Images', 'Splits', 'draw_stratified', 'read_positions', 'split_forget', 'digits',
-         'plot_bars', 'plot_confidence', 'plot_entropies', 'plot_entropy', 'plot_summary', 'Loop', 'predict', 'check_method', 'get_method', 'list_methods', 'masked', 'method', 'recipes', 'solve', 'unlearn', 'Evidence', 'answers',
-         'evaluate', 'evidence', 'list_metrics', 'load_evidence', 'metric', 'reference', 'save_evidence', 'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl',
-         'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary', 'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe',
+_all_ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'digest', 'show_progress', 'cifar',
+         'Augment', 'Images', 'Splits', 'draw_stratified', 'read_positions', 'split_forget', 'digits',
+         'plot_bars', 'plot_confidence', 'plot_entropies', 'plot_entropy', 'plot_summary', 'Loop', 'predict',
+         'check_method', 'get_method', 'list_methods', 'masked', 'method', 'recipes', 'solve', 'unlearn', 'Evidence',
+         'answers', 'evaluate', 'evidence', 'list_metrics', 'load_evidence', 'metric', 'reference', 'save_evidence',
+         'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl',
+         'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary',
+         'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe',
          'digits_task', 'make_task', 'recipe', 'train']

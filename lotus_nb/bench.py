@@ -26,12 +26,12 @@ from .task import UnlearnTask
 ROWS = ['task', 'method', 'seed', 'hparams', 'metric', 'value', 'unit', 'n']
 
 def bench(
-    tasks: Mapping[str, Callable],          # Name → `fn(seed, folder=…) -> UnlearnTask`, e.g. `{'digits': digits_task}`; settings go into a `partial`
-    methods: Sequence | Mapping | None = None,  # Names, functions, or label → (method, hyper-parameters); None takes all
+    tasks: Mapping[str, Callable],          # Name → `fn(seed, folder=…) -> UnlearnTask`; settings go into a `partial`
+    methods: Sequence | Mapping | None = None,  # Names, functions, or label → (method, settings); None takes all
     seeds: Sequence[int] = (0, 1, 2),       # Of everything: the forget set, both trainings, the unlearning
     out: str | Path = 'results',            # Folder for results; the same one takes up where a killed run was
     *,
-    recipe: str | None = None,              # Recipe of each method that has one of this name; the others run with their defaults
+    recipe: str | None = None,              # For the methods that have a recipe of this name
     metrics: Sequence[str] | None = None,   # Names; None takes all
     amp: bool | None = None,                # bf16 autocast while unlearning; None lets the hardware decide
     keep_models: bool = False,              # Whether to store the unlearned weights
@@ -44,8 +44,10 @@ def bench(
     if executor is None:
         for i, (name, make, seed) in enumerate(jobs): run(name, make, seed, at=i)
     else:
-        for i, done in enumerate(as_completed([executor.submit(run, *job, at=i) for i, job in enumerate(jobs)])): done.result(); tell(i + 1, len(jobs))
-    frame = pd.concat([_rows(_cell(out, *job, *how, metrics), job[0]) for job in jobs for how in [*_references, *plan]], ignore_index=True)
+        for i, done in enumerate(as_completed([executor.submit(run, *job, at=i) for i, job in enumerate(jobs)])):
+            done.result(); tell(i + 1, len(jobs))
+    frame = pd.concat([_rows(_cell(out, *job, *how, metrics), job[0]) for job in jobs
+                       for how in [*_references, *plan]], ignore_index=True)
     if (out/'ckpt').is_dir() and not any((out/'ckpt').iterdir()): (out/'ckpt').rmdir()
     with atomic(out/'results.csv') as tmp: frame.to_csv(tmp, index=False)
     return frame
@@ -56,7 +58,8 @@ _references = [('noop', None, {}), ('gold', None, {})]
 def _plan(methods, recipe):
     "Triples (label, method, keyword arguments for `solve`); an unknown name is an error before any work."
     if methods is None: methods = list_methods()
-    pairs = methods.items() if isinstance(methods, Mapping) else [(m if isinstance(m, str) else m.__name__, (m, {})) for m in methods]
+    named = lambda m: m if isinstance(m, str) else m.__name__
+    pairs = methods.items() if isinstance(methods, Mapping) else [(named(m), (m, {})) for m in methods]
     plan = []
     for label, (which, hparams) in pairs:
         m, hparams = get_method(which), dict(hparams)
@@ -66,14 +69,16 @@ def _plan(methods, recipe):
 
 def _cell(out, task, make, seed, label, which, hparams, metrics):
     "File of one cell of the grid, named by all that the cell depends on."
-    maker = (make.func.__qualname__, repr(make.args), repr(make.keywords)) if isinstance(make, partial) else (getattr(make, '__qualname__', repr(make)),)
-    key = digest(task, maker, label, getattr(which, '__name__', which), {k: repr(v) for k, v in hparams.items()}, seed, list(metrics or ['all']))
+    fn, *args = (make.func, repr(make.args), repr(make.keywords)) if isinstance(make, partial) else (make,)
+    maker = [getattr(fn, '__qualname__', repr(fn)), *args]
+    key = digest(task, maker, label, getattr(which, '__name__', which), {k: repr(v) for k, v in hparams.items()}, seed,
+                 list(metrics or ['all']))
     return out/'cells'/f'{task}-{label}-s{seed}-{key}.json'
 
 # %% ../nbs/bench/00_bench.ipynb #9f8a5300
 def _job(name, make, seed, *, plan, out, metrics, amp, keep_models, at, total):
     "All missing cells of one task and seed."
-    cells = [(label, which, h, _cell(out, name, make, seed, label, which, h, metrics)) for label, which, h in [*_references, *plan]]
+    cells = [(*how, _cell(out, name, make, seed, *how, metrics)) for how in [*_references, *plan]]
     if all(f.exists() for *_, f in cells): return
     with doing(f'{name}, seed {seed} ({at + 1} of {total})'):
         task, report = make(seed, folder=out/'models'), None
@@ -89,7 +94,9 @@ def _job(name, make, seed, *, plan, out, metrics, amp, keep_models, at, total):
         _write_references(task, report or evaluate(task.model, task, metrics), cells[:2], name, seed, out)
 
 def _write(file, frame, report):
-    with atomic(file) as tmp: tmp.write_text(json.dumps(dict(rows=frame.to_dict('records'), missing=report.missing, facts=report.facts), default=str))
+    with atomic(file) as tmp:
+        tmp.write_text(json.dumps(dict(rows=frame.to_dict('records'), missing=report.missing, facts=report.facts),
+                                  default=str))
 
 def _write_references(task, report, cells, name, seed, out):
     for label, _, _, file in cells:

@@ -17,8 +17,10 @@ from typing import Annotated, List, Optional
 import typer
 
 # %% ../nbs/bench/03_cli.ipynb #6ab79620
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='markdown',
-                  help='Make a trained image classifier forget chosen training images, and show how well it forgot.\n\nStart with `lotus-nb demo`.')
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  rich_markup_mode='markdown',
+                  help='Make a trained image classifier forget chosen training images, and show how well it '
+                       'forgot.\n\nStart with `lotus-nb demo`.')
 _state = {'debug': False}
 
 @app.callback()
@@ -48,7 +50,8 @@ def _device(name):
     if name == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
     try: device = torch.device(name)
     except RuntimeError: raise ValueError(f"Unknown device '{name}'. Use 'auto', 'cpu', 'cuda' or 'cuda:1'.") from None
-    if device.type == 'cuda' and not torch.cuda.is_available(): raise ValueError(f"`--device {name}` asks for a GPU, but torch sees none here. Use 'auto' or 'cpu'.")
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(f"`--device {name}` asks for a GPU, but torch sees none here. Use 'auto' or 'cpu'.")
     return str(device)
 
 def _show(frame, out, title, models=None):
@@ -58,9 +61,11 @@ def _show(frame, out, title, models=None):
     from lotus_nb.figures import plot_summary
     from lotus_nb.report import bench_page, conclusion, table, text_table
     print(text_table(table(frame), width=_width()))
-    print(f'\n* best among the methods: nearest to gold, or lowest for gaps, divergences and time.\n\n{_wrap(conclusion(frame))}\n')
+    print(f'\n* best among the methods: nearest to gold, or lowest for gaps, divergences and '
+          f'time.\n\n{_wrap(conclusion(frame))}\n')
     with atomic(out/'figure.png') as tmp: plot_summary(frame).savefig(tmp, dpi=150)
-    with atomic(out/'report.html') as tmp: tmp.write_text(bench_page(frame, title, models or {}, provenance()), encoding='utf-8')
+    with atomic(out/'report.html') as tmp:
+        tmp.write_text(bench_page(frame, title, models or {}, provenance()), encoding='utf-8')
     for f in ('results.csv', 'report.html', 'figure.png'): print(out/f)
 
 def _width():
@@ -75,30 +80,33 @@ def _answers(out, task, seed, methods):
     "What original, methods and gold said about single images."
     from lotus_nb.bench import evidence_file
     from lotus_nb.metrics.core import answers, load_evidence
-    files = {t: evidence_file(out, task, seed, m) for t, m in {'original': 'noop', **{m: m for m in methods}, 'gold': 'gold'}.items()}
+    named = {'original': 'noop', **{m: m for m in methods}, 'gold': 'gold'}
+    files = {t: evidence_file(out, task, seed, m) for t, m in named.items()}
     return {t: answers(**{t: load_evidence(f)}) for t, f in files.items() if f.exists()}
 
 # %% ../nbs/bench/03_cli.ipynb #ebf2a50c
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help='Folder for results; the same one goes on where a stopped run was.')] = Path('lotus-demo'),
-    seeds: Annotated[int, typer.Option(min=1, max=100, help='Repetitions: each draws another forget set and trains anew.')] = 3,
+    out: Annotated[Path, typer.Option(help='Folder for results; a stopped run goes on there.')] = Path('lotus-demo'),
+    seeds: Annotated[int, typer.Option(min=1, max=100, help='Repetitions, each with another forget set.')] = 3,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', …")] = 'auto',
 ):
     """Unlearn handwritten digits by every method, without any download, in about a minute.
 
-    Trains a small network that memorises 400 real digits (*original*), trains it again without 40 of them (*gold*), makes the original forget
-    these 40 by each method, and prints how near each comes to gold.
+    Trains a small network that memorises 400 real digits (*original*), trains it again without 40 of them (*gold*),
+    makes the original forget these 40 by each method, and prints how near each comes to gold.
     """
     with _friendly():
         from functools import partial
         from lotus_nb.core import show_progress, writable
         out, device = writable(out), _device(device)
-        import torch; torch.set_num_threads(1)       # for networks this small a second thread only waits; and sums come out alike on every machine
+        import torch
+        torch.set_num_threads(1)      # for networks this small a second thread only waits for the first
         from lotus_nb.bench import bench
         from lotus_nb.methods.core import list_methods
         from lotus_nb.train import digits_task
-        with show_progress(): frame = bench({'digits': partial(digits_task, device=device)}, seeds=range(seeds), out=out, recipe='digits')
+        with show_progress():
+            frame = bench({'digits': partial(digits_task, device=device)}, seeds=range(seeds), out=out, recipe='digits')
         _show(frame, out, 'Forgetting 40 of 400 handwritten digits', _answers(out, 'digits', 0, list_methods()))
 
 # %% ../nbs/bench/03_cli.ipynb #03886e6c
@@ -113,7 +121,7 @@ def image_task(
     gold: str | None,     # Weights of gold; None leaves it out, 'train' trains it
     forget: str,          # A share, or a file of positions
     recipe: str,          # Of trainings that are needed
-    batch_size: int,
+    batch_size: int,      # Of unlearning
     device: str,
     digests: tuple = (),  # Of the files, so that a changed file is another task
 ):
@@ -125,14 +133,21 @@ def image_task(
     from lotus_nb.task import UnlearnTask
     from lotus_nb.train import make_task
     channels, k = (1, 10) if data == 'digits' else (3, 100 if data == 'cifar100' else 10)
-    new = lambda seed: create_model(model, k, channels, seed=seed, **({} if data == 'digits' else {'img_size': 32})).to(device)
+    new = lambda seed: create_model(model, k, channels, seed=seed,
+                                    **({} if data == 'digits' else {'img_size': 32})).to(device)
     net = new(seed)
-    splits = digits(seed, device=device) if data == 'digits' else cifar(data, root, seed, device=device, stats=normalisation(net) if weights else None)
+    stats = normalisation(net) if weights else None
+    splits = digits(seed, device=device) if data == 'digits' else cifar(data, root, seed, device=device, stats=stats)
     positions = _share_or_file(forget)
-    if weights is None: return make_task(splits, positions, new, recipe, seed=seed, folder=folder, gold=gold == 'train', name=data, batch_size=batch_size)
+    if weights is None:
+        return make_task(splits, positions, new, recipe, seed=seed, folder=folder, gold=gold == 'train', name=data,
+                         batch_size=batch_size)
     leave, keep = split_forget(splits.train, positions, seed)
-    if gold == 'train': raise ValueError("Gold must come from the recipe that the original came from. Without `--weights` both are trained by one; with `--weights`, give gold's as a file.")
-    return UnlearnTask(load_weights(net, weights), leave, keep, splits.val, splits.test, load_weights(new(seed), gold) if gold else None, name=data, batch_size=batch_size)
+    if gold == 'train':
+        raise ValueError("Gold must come from the recipe that the original came from. Without `--weights` both are "
+                         "trained by one; with `--weights`, give gold's as a file.")
+    return UnlearnTask(load_weights(net, weights), leave, keep, splits.val, splits.test,
+                       load_weights(new(seed), gold) if gold else None, name=data, batch_size=batch_size)
 
 def _share_or_file(text):
     from lotus_nb.data.core import read_positions
@@ -163,23 +178,30 @@ class Data(str, Enum):
 @app.command()
 def run(
     data: Annotated[Data, typer.Option(help='Data set.')] = Data.cifar10,
-    root: Annotated[Optional[Path], typer.Option(help='Folder with the data: torchvision\'s download, or image archives. Default: $LOTUS_DATA, or ~/.lotus_nb/data.')] = None,
-    model: Annotated[str, typer.Option(help='Model, by any name that timm knows; `cifar_resnet20`, `lotus_resnet18`, `small_cnn` are ours.')] = 'cifar_resnet20',
-    weights: Annotated[Optional[Path], typer.Option(help='Weights of the original model (safetensors, or a torch file without code). Without them it is trained.')] = None,
-    gold: Annotated[Optional[str], typer.Option(help="Weights of gold, or 'train'. Without it, distances from gold are left out.")] = None,
-    method: Annotated[Optional[List[str]], typer.Option(help='Method; may be given several times. `lotus-nb methods` lists them.')] = None,
-    forget: Annotated[str, typer.Option(help='What to forget: a share, drawn within classes, or a file of positions (.npy, or one number in each line).')] = '0.1',
-    recipe: Annotated[Optional[str], typer.Option(help='Recipe of the methods that have one of this name (`lotus-nb recipes`).')] = None,
-    set_: Annotated[Optional[List[str]], typer.Option('--set', help='Hyper-parameter of the method, NAME=VALUE; may be given several times.')] = None,
+    root: Annotated[Optional[Path], typer.Option(help='Folder with the data: torchvision\'s download, or image '
+                                                      'archives. Default: $LOTUS_DATA, or ~/.lotus_nb/data.')] = None,
+    model: Annotated[str, typer.Option(help='Model, by any name that timm knows; `cifar_resnet20`, `lotus_resnet18`, '
+                                            '`small_cnn` are ours.')] = 'cifar_resnet20',
+    weights: Annotated[Optional[Path], typer.Option(help='Weights of the original model (safetensors, or a torch file '
+                                                         'without code). Without them it is trained.')] = None,
+    gold: Annotated[Optional[str], typer.Option(help="Weights of gold, or 'train'. Without it, distances from gold are "
+                                                     "left out.")] = None,
+    method: Annotated[Optional[List[str]],
+                      typer.Option(help='Method; may be given several times. `lotus-nb methods` lists them.')] = None,
+    forget: Annotated[str, typer.Option(help='What to forget: a share, drawn within classes, or a file of positions '
+                                             '(.npy, or one number in each line).')] = '0.1',
+    recipe: Annotated[Optional[str], typer.Option(help='Recipe of the methods (`lotus-nb recipes METHOD`).')] = None,
+    set_: Annotated[Optional[List[str]],
+                    typer.Option('--set', help='Hyper-parameter, NAME=VALUE; may be given several times.')] = None,
     train_recipe: Annotated[str, typer.Option(help='Recipe for trainings that are needed.')] = 'cifar-resnet20',
     seed: Annotated[Optional[List[int]], typer.Option(help='Seed; may be given several times.')] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help='Images in a training batch, where the recipe does not say.')] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help='Training batch, where the recipe does not say.')] = 128,
     out: Annotated[Path, typer.Option(help='Folder for results and the unlearned weights.')] = Path('lotus-run'),
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', …")] = 'auto',
 ):
     """Unlearn a real model, and judge the result.
 
-    Example: `lotus-nb run --data cifar10 --model cifar_resnet20 --weights resnet20.safetensors --forget indices.npy --method lotus --set epochs=3`
+    Example: `lotus-nb run --model cifar_resnet20 --weights resnet20.safetensors --forget indices.npy --method lotus`
     """
     with _friendly():
         from functools import partial
@@ -188,7 +210,8 @@ def run(
         plan = _plan_run(methods, _settings(set_ or []), recipe)
         from lotus_nb.bench import bench
         text = lambda p: None if p is None else str(p)
-        task = partial(image_task, data=data.value, root=text(root), model=model, weights=text(weights), gold=gold, forget=forget, recipe=train_recipe, batch_size=batch_size,
+        task = partial(image_task, data=data.value, root=text(root), model=model, weights=text(weights), gold=gold,
+                       forget=forget, recipe=train_recipe, batch_size=batch_size,
                        device=device, digests=tuple(_file_digest(p) for p in (weights, gold, forget) if p))
         seeds = seed or [0]
         with show_progress(): frame = bench({data.value: task}, plan, seeds, out, recipe=recipe, keep_models=True)
@@ -202,7 +225,8 @@ def _plan_run(methods, hparams, recipe):
     from lotus_nb.core import unknown
     from lotus_nb.methods.core import _settings as check, get_method
     found = [get_method(m) for m in methods]
-    if recipe and not any(recipe in m.recipes for m in found): raise ValueError(unknown('recipe', recipe, {r for m in found for r in m.recipes}))
+    if recipe and not any(recipe in m.recipes for m in found):
+        raise ValueError(unknown('recipe', recipe, {r for m in found for r in m.recipes}))
     for m in found: check(m, None, hparams)
     return {m.name: (m.name, hparams) for m in found}
 
@@ -221,14 +245,17 @@ def methods():
     from lotus_nb.methods.core import get_method, list_methods
     for name in list_methods():
         m = get_method(name)
-        print(f'{name:12} {m.title}  ({m.paper})\n{"":12} {m.fn.__doc__}\n{"":12} needs {", ".join(m.parts())}; ' + ', '.join(f'{k}={v!r}' for k, v in m.defaults.items()))
+        print(f'{name:12} {m.title}  ({m.paper})\n{"":12} {m.fn.__doc__}\n{"":12} needs {", ".join(m.parts())}; '
+              + ', '.join(f'{k}={v!r}' for k, v in m.defaults.items()))
 
 @app.command()
 def recipes(method: Annotated[str, typer.Argument(help='Name of a method.')]):
     "List the named settings of a method, with their sources."
     with _friendly():
         from lotus_nb.methods.core import recipes as find
-        for name, r in find(method).items(): print(f"{name:24} {', '.join(f'{k}={v!r}' for k, v in r.items() if k != 'source')}\n{'':24} {r.get('source', '')}")
+        for name, r in find(method).items():
+            print(f"{name:24} {', '.join(f'{k}={v!r}' for k, v in r.items() if k != 'source')}\n{'':24} "
+                  f"{r.get('source', '')}")
 
 def main():
     "Entry point of `lotus-nb`."

@@ -101,7 +101,9 @@ def changed(
     after: dict[str, Tensor],   # The same, later
 ) -> list[str]:                 # Empty when all are bit-identical (NaN equals NaN)
     "Names whose tensors differ."
-    def differ(a, b): return a.shape != b.shape or a.dtype != b.dtype or not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b.to(a.device)))
+    def differ(a, b):
+        if a.shape != b.shape or a.dtype != b.dtype: return True
+        return not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b.to(a.device)))
     return [k for k in {**before, **after} if k not in before or k not in after or differ(before[k], after[k])]
 
 # %% ../nbs/engine/00_core.ipynb #ee7bc4cc
@@ -136,7 +138,8 @@ def writable(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder): pass
     except OSError as e:
-        raise PermissionError(f"Cannot write to the output folder '{folder}' ({e.strerror}). Choose another folder, or make this one "
+        raise PermissionError(f"Cannot write to the output folder '{folder}' ({e.strerror}). Choose another folder, or "
+                              f"make this one "
                               "writable. Nothing has been computed yet.") from None
     return folder
 
@@ -146,7 +149,7 @@ _path: ContextVar[tuple] = ContextVar('path', default=())
 
 @contextmanager
 def listening(
-    fn: Callable[[tuple, int | None, int | None], None],  # Receives the names of the work under way, steps done, steps in all
+    fn: Callable[[tuple, int | None, int | None], None],  # Gets names of the work, steps done, steps in all
 ) -> Iterator[None]:
     "Send the progress of everything inside the block to `fn`."
     token = _listener.set(fn)
@@ -221,10 +224,13 @@ def _cpu_name():
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 def _commit():
-    "Revision of the source tree that this package is imported from; None outside of one, `+` marks uncommitted changes."
+    "Revision of the source tree this package is imported from, None outside of one; `+` marks uncommitted changes."
     here = Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()
-    def git(*a): return subprocess.run(['git', '-C', str(here), *a], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    def git(*a):
+        return subprocess.run(['git', '-C', str(here), *a], capture_output=True, text=True, timeout=5,
+                              check=True).stdout.strip()
     try:
-        git('ls-files', '--error-unmatch', str(here/'core.py') if '__file__' in globals() else '.')   # installed below someone else's repository?
+        # installed below someone else's repository?
+        git('ls-files', '--error-unmatch', str(here/'core.py') if '__file__' in globals() else '.')
         return git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
     except (OSError, subprocess.SubprocessError): return None

@@ -49,7 +49,8 @@ def _selected(ds, index, split_idx=None):
     return new
 
 def _in_validation(dl):
-    own = _copied(dl, _selected(dl.dataset, range(len(dl.dataset)), 1), bs=64, shuffle=False, drop_last=False, num_workers=0, device='cpu')
+    own = _copied(dl, _selected(dl.dataset, range(len(dl.dataset)), 1), bs=64, shuffle=False, drop_last=False,
+                  num_workers=0, device='cpu')
     for s in _stages: getattr(own, s).split_idx = 1
     return own
 
@@ -65,7 +66,8 @@ class DlImages:
     source: str = ''              # Images with the same source and id are the same
 
     def __post_init__(self):
-        if self.pixels is not None: object.__setattr__(self, 'batch', self._batch)   # a `Loader` reads data with `batch` without workers
+        # a `Loader` reads data with `batch` without workers
+        if self.pixels is not None: object.__setattr__(self, 'batch', self._batch)
 
     @property
     def y(self) -> Tensor | None:
@@ -95,7 +97,9 @@ class DlImages:
 # %% ../nbs/bench/04_fastai_bridge.ipynb #f547c831
 def _read(dl, row):
     item = dl.do_item(row)
-    if item is None: raise ValueError(f"Item {row} is one that the loader skips (`SkipItemException`). Take such items out of the data set.")
+    if item is None:
+        raise ValueError(f"Item {row} is one that the loader skips (`SkipItemException`). Take such items out of the "
+                         f"data set.")
     x, y = dl.after_batch(dl.do_batch([item]))
     return x[0].as_subclass(Tensor), int(y[0])
 
@@ -107,7 +111,9 @@ def _read_all(images, device, workers):
         for xs, ys in images.dl.new(num_workers=workers):
             rows = slice(done, done := done + len(xs))
             x[rows], y[rows] = xs.as_subclass(Tensor).to(device), ys.as_subclass(Tensor)
-    if done != n: raise ValueError(f"The loader skips {n - done} of {n} items (`SkipItemException`). Take them out of the data set.")
+    if done != n:
+        raise ValueError(f"The loader skips {n - done} of {n} items (`SkipItemException`). Take them out of the data "
+                         f"set.")
     return replace(images, pixels=x, labels=y)
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #2946e45f
@@ -129,7 +135,8 @@ def dl_images(
     images = DlImages(own, torch.arange(n), labels, tuple(map(str, getattr(dl, 'vocab', ()))), source=f'dl{id(dl)}')
     x, _ = images[0]
     if not x.is_floating_point():
-        raise ValueError(f"The loader's batches hold images of {x.dtype}; a model needs floats. Add `IntToFloatTensor` to the batch transforms "
+        raise ValueError(f"The loader's batches hold images of {x.dtype}; a model needs floats. Add `IntToFloatTensor` "
+                         f"to the batch transforms "
                          "(an `ImageBlock` does).")
     if resident is None: resident = n*x.numel()*4 <= HELD_BYTES
     return _read_all(images, device, workers) if resident else images
@@ -137,11 +144,15 @@ def dl_images(
 # %% ../nbs/bench/04_fastai_bridge.ipynb #44d7b64f
 def _check_loader(dl):
     if not isinstance(dl, TfmdDL):
-        raise TypeError(f"The loader is {type(dl).__module__}.{type(dl).__name__}; it must be a fastai `TfmdDL`. For other data use `lotus_nb.unlearn`, "
+        raise TypeError(f"The loader is {type(dl).__module__}.{type(dl).__name__}; it must be a fastai `TfmdDL`. For "
+                        f"other data use `lotus_nb.unlearn`, "
                         "which takes any map-style dataset of (float tensor, int).")
-    if not dl.indexed: raise TypeError(f"The loader reads {type(dl.dataset).__name__}, which has no positions; unlearning must be able to pick single images.")
+    if not dl.indexed:
+        raise TypeError(f"The loader reads {type(dl.dataset).__name__}, which has no positions; unlearning must be "
+                        f"able to pick single images.")
     if not len(dl.dataset):
-        raise ValueError("The loader holds no images. (An exported Learner has none: take the one that was trained, or give it `dls` with the "
+        raise ValueError("The loader holds no images. (An exported Learner has none: take the one that was trained, or "
+                         "give it `dls` with the "
                          "training images.)")
 
 def _check_item(item):
@@ -150,12 +161,15 @@ def _check_item(item):
         raise ValueError(f"An item of the loader is {got}; it must be a pair (image, class).")
     x, y = item
     if not isinstance(x, Tensor) or x.dim() != 3:
-        raise ValueError(f"The loader's images are {_kind(x)}; they must be tensors (C, H, W) after the item transforms. Add `ToTensor`.")
+        raise ValueError(f"The loader's images are {_kind(x)}; they must be tensors (C, H, W) after the item "
+                         f"transforms. Add `ToTensor`.")
     if isinstance(y, Tensor) and (y.dim() or y.is_floating_point() or y.is_complex()) or not hasattr(y, '__index__'):
-        raise ValueError(f"The loader's targets are {_kind(y)}; unlearning here is for classifiers with one class for each image, given as a whole number. "
+        raise ValueError(f"The loader's targets are {_kind(y)}; unlearning here is for classifiers with one class for "
+                         f"each image, given as a whole number. "
                          "Build the data with a `CategoryBlock`.")
 
-def _kind(o): return f"{type(o).__name__} of shape {tuple(o.shape)} and {o.dtype}" if isinstance(o, Tensor) else type(o).__name__
+def _kind(o):
+    return f"{type(o).__name__} of shape {tuple(o.shape)} and {o.dtype}" if isinstance(o, Tensor) else type(o).__name__
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #302aa573
 @dataclass(frozen=True, eq=False)
@@ -180,15 +194,17 @@ def _random(t): return isinstance(t, RandTransform) or t.split_idx == 0
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #9bb67a2a
 def dl_augment(
-    dl: TfmdDL,
+    dl: TfmdDL,  # The training loader
 ) -> BatchAugment | None:  # None where no batch transform is random
     "The random batch transforms of a training loader, as the `augment` of a task."
     tfms = list(deepcopy(dl.after_batch).fs)
     start = next((i for i, t in enumerate(tfms) if _random(t)), None)
     if start is None: return None
     if odd := [t for t in tfms[start:] if not _random(t) and not isinstance(t, Normalize)]:
-        raise ValueError(f"The batch transform {odd[0].name} comes after a random one and cannot be undone, so the augmentation cannot be repeated "
-                         "on finished images. Give it an `order` before the random ones, or pass `augment=False`, or a function of your own.")
+        raise ValueError(f"The batch transform {odd[0].name} comes after a random one and cannot be undone, so the "
+                         f"augmentation cannot be repeated "
+                         "on finished images. Give it an `order` before the random ones, or pass `augment=False`, or a "
+                         "function of your own.")
     return BatchAugment(tfms[start:], type(_in_validation(dl).do_item(0)[0]))
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #5690637d
@@ -198,7 +214,9 @@ def forget_positions(
 ) -> Tensor:      # Positions
     "Where in the training set the items to forget stand."
     n = _n_train(dls)
-    if forget is None: raise ValueError("Name what to forget: positions in `dls.train_ds`, items of it such as paths, or a function item → bool.")
+    if forget is None:
+        raise ValueError("Name what to forget: positions in `dls.train_ds`, items of it such as paths, or a function "
+                         "item → bool.")
     if isinstance(forget, (str, os.PathLike)): forget = [forget]
     if callable(forget): return _chosen(forget, _items(dls.train_ds), n)
     forget = forget.tolist() if hasattr(forget, 'tolist') else list(forget)
@@ -208,14 +226,16 @@ def forget_positions(
     return check_positions([_place(o, where, dls.path) for o in forget], n)
 
 def _n_train(dls):
-    if not isinstance(dls, DataLoaders): raise TypeError(f"`dls` is {type(dls).__name__}; it must be fastai `DataLoaders`.")
+    if not isinstance(dls, DataLoaders):
+        raise TypeError(f"`dls` is {type(dls).__name__}; it must be fastai `DataLoaders`.")
     if not dls.loaders: raise ValueError("The `DataLoaders` are empty. Give those that the model was trained on.")
     _check_loader(dls.train)
     return len(dls.train_ds)
 
 def _chosen(fn, items, n):
     index = [i for i, o in enumerate(items) if fn(o)]
-    if not index: raise ValueError(f"The function chose none of the {n} training items. The first of them is {items[0]!r}.")
+    if not index:
+        raise ValueError(f"The function chose none of the {n} training items. The first of them is {items[0]!r}.")
     return check_positions(index, n)
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #495d46d0
@@ -226,19 +246,24 @@ def _items(ds):
     items = ds.items
     return [items.iloc[i] for i in range(len(ds))] if hasattr(items, 'iloc') else list(items)
 
-def _key(item, root=''): return os.path.abspath(os.path.join(root, item)) if isinstance(item, (str, os.PathLike)) else item
+def _key(item, root=''):
+    return os.path.abspath(os.path.join(root, item)) if isinstance(item, (str, os.PathLike)) else item
 
 def _place(item, where, root):
     try: return next((where[k] for k in (_key(item), _key(item, root)) if k in where), None)
-    except TypeError: raise TypeError(f"{type(item).__name__} items cannot be looked up. Give positions, or a function item → bool.") from None
+    except TypeError:
+        raise TypeError(f"{type(item).__name__} items cannot be looked up. Give positions, or a function "
+                        "item → bool.") from None
 
 def _absent(bad, dls):
     "Say which items are no training items, and what may have been meant."
     names = {Path(str(o)).name: str(o) for o in _items(dls.train_ds)[:10_000]}
     near = get_close_matches(Path(str(bad[0])).name, names, n=1)
     held_out = len(dls.loaders) > 1 and _key(bad[0], dls.path) in {_key(o) for o in _items(dls.valid_ds)}
-    hint = " It is a validation image, which the model was never trained on." if held_out else f" Did you mean '{names[near[0]]}'?" if near else ''
-    return f"{len(bad)} items are not in the training set, the first being '{bad[0]}'.{hint} Items look like '{_items(dls.train_ds)[0]}'."
+    hint = (" It is a validation image, which the model was never trained on." if held_out
+            else f" Did you mean '{names[near[0]]}'?" if near else '')
+    return (f"{len(bad)} items are not in the training set, the first being '{bad[0]}'.{hint} Items look like "
+            f"'{_items(dls.train_ds)[0]}'.")
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #e2284ebc
 def task_from_dls(
@@ -258,7 +283,9 @@ def task_from_dls(
 ) -> UnlearnTask:
     "A task from a model and fastai `DataLoaders`."
     index = forget_positions(dls, forget)
-    def images(dl): return dl_images(dl, resident=resident, workers=workers, device=device_of(model)) if isinstance(dl, TfmdDL) else dl
+    def images(dl):
+        if not isinstance(dl, TfmdDL): return dl
+        return dl_images(dl, resident=resident, workers=workers, device=device_of(model))
     if val is None and len(dls.loaders) > 1 and len(dls.valid_ds): val = dls.valid
     if isinstance(gold, Learner): gold = gold.model
     if isinstance(augment, bool): augment = dl_augment(dls.train) if augment else None
@@ -269,11 +296,12 @@ def task_from_dls(
 def task_from_learner(
     learn: Learner,  # Trained classifier; not changed
     forget: Any,     # What `forget_positions` takes
-    **options,       # Options of `task_from_dls`: `gold`, `val`, `test`, `batch_size`, `augment`, `resident`, `twins`, `workers`, `name`
+    **options,       # Options of `task_from_dls`
 ) -> UnlearnTask:
     "A task from a Learner and the items to forget."
     if not isinstance(learn, Learner):
-        raise TypeError(f"`learn` is {type(learn).__name__}; it must be a fastai `Learner`. For a plain model use `task_from_dls`.")
+        raise TypeError(f"`learn` is {type(learn).__name__}; it must be a fastai `Learner`. For a plain model use "
+                        f"`task_from_dls`.")
     return task_from_dls(learn.model, learn.dls, forget, **options)
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #fe20c201
@@ -285,14 +313,17 @@ def _without(dls, index):
     special = {k: v for k, v in (('wgts', facts.get('wgts')), ('partial_n', facts.get('partial_n'))) if v is not None}
     if 'wgts' in special: special['wgts'] = special['wgts'][keep.numpy()]
     new = copy(dls)
-    new.loaders = [_copied(dls.train, _selected(dls.train_ds, keep), **special), *(_copied(dl, dl.dataset) for dl in dls.loaders[1:])]
+    new.loaders = [_copied(dls.train, _selected(dls.train_ds, keep), **special),
+                   *(_copied(dl, dl.dataset) for dl in dls.loaders[1:])]
     return new
 
 def _with_model(learn, model, dls):
     "A Learner like `learn` for another model and other data."
     new = object.__new__(type(learn))
-    own = {id(learn): new, id(learn.model): model, id(learn.dls): dls, **{id(a): b for a, b in zip(learn.model.parameters(), model.parameters())}}
-    facts = ('loss_func', 'opt_func', 'splitter', 'metrics', 'lr', 'path', 'model_dir', 'wd', 'wd_bn_bias', 'train_bn', 'moms')
+    own = {id(learn): new, id(learn.model): model, id(learn.dls): dls,
+           **{id(a): b for a, b in zip(learn.model.parameters(), model.parameters())}}
+    facts = ('loss_func', 'opt_func', 'splitter', 'metrics', 'lr', 'path', 'model_dir', 'wd', 'wd_bn_bias', 'train_bn',
+             'moms')
     cbs, facts = deepcopy((list(learn.cbs), {k: getattr(learn, k) for k in facts}), own)
     Learner.__init__(new, dls, model, cbs=cbs, default_cbs=False, **facts)
     return new
@@ -301,7 +332,7 @@ def _with_model(learn, model, dls):
 @patch
 def unlearn(self: Learner,
     method: str | Callable = 'lotus',  # Name (see `list_methods`) or an unlearning function
-    forget: Any = None,                # Positions in `dls.train_ds`; items of it, such as paths; or a function item → bool
+    forget: Any = None,  # Positions in `dls.train_ds`; items of it, such as paths; or a function item → bool
     *,
     seed: int = 0,                     # Of everything random in it
     recipe: str | None = None,         # Named setting of the method (see `recipes`)
@@ -317,7 +348,8 @@ def unlearn(self: Learner,
     "A new Learner whose model has forgotten these items, and whose training loader is without them."
     method = get_method(method)        # a mistaken name is found before any image is read
     with seeded(seed):                 # fastai draws a seed for each loader
-        task = task_from_learner(self, forget, val=val, augment=augment, resident=resident, twins=twins, workers=workers)
+        task = task_from_learner(self, forget, val=val, augment=augment, resident=resident, twins=twins,
+                                 workers=workers)
         record = solve(task, method, seed=seed, recipe=recipe, batch_size=batch_size, ckpt=ckpt, **hparams)
         new = _with_model(self, record.model, _without(self.dls, task.forget.ids))
     new.unlearned = record

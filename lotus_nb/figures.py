@@ -25,30 +25,36 @@ def method_order(methods: Sequence[str]) -> list[str]:
     seen = list(dict.fromkeys(methods))
     return [m for m in STYLE['first'] if m in seen] + [m for m in seen if m not in STYLE['first']]
 
-def _axes(ax, size=(5, 2.6)): return plt.subplots(figsize=size, dpi=STYLE['dpi'], layout='constrained')[1] if ax is None else ax
+def _axes(ax, size=(5, 2.6)):
+    return plt.subplots(figsize=size, dpi=STYLE['dpi'], layout='constrained')[1] if ax is None else ax
 
 # %% ../nbs/bench/01_figures.ipynb #669e7a0a
 def plot_bars(
     df: pd.DataFrame,          # Rows of `bench`
     metric: str,               # Which one
-    ax: plt.Axes | None = None,
+    ax: plt.Axes | None = None,  # None makes a figure
     title: str | None = None,  # None takes the metric's name
 ) -> plt.Axes:
-    "Mean of a metric for each method; bars show the standard deviation over seeds, dots the single seeds, the line gold's mean."
+    "Mean of a metric for each method; whiskers: standard deviation over seeds; dots: seeds; line: gold's mean."
     ax, rows = _axes(ax), df[df.metric == metric]
     order = method_order(rows.method)
     for i, m in enumerate(order):
         v = rows.value[rows.method == m]
-        ax.barh(i, v.mean(), xerr=v.std(ddof=1) if len(v) > 1 else None, color=STYLE['references'].get(m, STYLE['method']), height=.62,
+        ax.barh(i, v.mean(), xerr=v.std(ddof=1) if len(v) > 1 else None,
+                color=STYLE['references'].get(m, STYLE['method']), height=.62,
                 error_kw=dict(lw=1, capsize=2, ecolor='#333333'))
         ax.plot(v, [i]*len(v), '.', c='k', ms=3, alpha=.7)
-    if 'gold' in order: ax.axvline(rows.value[rows.method == 'gold'].mean(), c=STYLE['references']['gold'], lw=1, zorder=0)
-    ax.set(yticks=range(len(order)), yticklabels=order, xlabel=rows.unit.iloc[0] if len(rows) else '', title=title or metric)
+    if 'gold' in order:
+        ax.axvline(rows.value[rows.method == 'gold'].mean(), c=STYLE['references']['gold'], lw=1, zorder=0)
+    ax.set(yticks=range(len(order)), yticklabels=order, xlabel=rows.unit.iloc[0] if len(rows) else '',
+           title=title or metric)
     ax.invert_yaxis()
     return ax
 
 # %% ../nbs/bench/01_figures.ipynb #07b44b71
-def _three_sets(df): return df.assign(part=df.part.replace({'val': 'unseen', 'test': 'unseen'}), log=np.log10(df.entropy.clip(lower=1e-300)))
+def _three_sets(df):
+    return df.assign(part=df.part.replace({'val': 'unseen', 'test': 'unseen'}),
+                     log=np.log10(df.entropy.clip(lower=1e-300)))
 
 def entropy_bins(
     *frames: pd.DataFrame,  # Rows of `answers`
@@ -59,11 +65,11 @@ def entropy_bins(
 
 def plot_entropy(
     df: pd.DataFrame,                     # Rows of `answers`, of one model
-    ax: plt.Axes | None = None,
-    title: str = '',
+    ax: plt.Axes | None = None,  # None makes a figure
+    title: str = '',  # Of the panel
     bins: Sequence[float] | None = None,  # Edges, of log10 entropy; None takes `entropy_bins(df)`
 ) -> plt.Axes:
-    "Density of log entropy of the answers about forget, retain and unseen images; what lies below the first edge is counted in the first bin."
+    "Density of log entropy of the answers about each set; what lies below the first edge counts in the first bin."
     ax, bins, df = _axes(ax), entropy_bins(df) if bins is None else bins, _three_sets(df)
     for part, (colour, line) in STYLE['parts'].items():
         v = df.log[df.part == part].clip(bins[0], bins[-1])
@@ -76,7 +82,8 @@ def plot_entropies(
 ) -> plt.Figure:
     "A panel for each model, all with the same bins and axes."
     bins = entropy_bins(*models.values())
-    fig, axs = plt.subplots(1, len(models), figsize=(max(4, 2.6*len(models)), 2.4), dpi=STYLE['dpi'], sharex=True, sharey=True, squeeze=False, layout='constrained')
+    fig, axs = plt.subplots(1, len(models), figsize=(max(4, 2.6*len(models)), 2.4), dpi=STYLE['dpi'], sharex=True,
+                            sharey=True, squeeze=False, layout='constrained')
     for ax, (title, df) in zip(axs[0], models.items()): plot_entropy(df, ax, title, bins)
     axs[0, 0].set_ylabel('density'); axs[0, 0].legend(fontsize=7)
     return fig
@@ -85,18 +92,19 @@ def plot_entropies(
 def plot_confidence(
     before: pd.DataFrame,      # Rows of `answers`, of the original
     after: pd.DataFrame,       # Rows of `answers`, of another model
-    ax: plt.Axes | None = None,
-    title: str = '',
+    ax: plt.Axes | None = None,  # None makes a figure
+    title: str = '',  # Of the panel
     part: str = 'forget',      # Part of the data to show
 ) -> plt.Axes:
-    "Confidence in the label, model against original, on log-odds axes (clipped at 1e-5); below the diagonal, the model is less sure."
+    "Confidence in the label, model against original, on log-odds axes (clipped at 1e-5)."
     ax = _axes(ax, (2.8, 2.8))
     pair = before[before.part == part].merge(after[after.part == part], on='id', suffixes=('_a', '_b'))
     x, y = (np.log10(c/(1 - c)) for c in (pair[k].clip(1e-5, 1 - 1e-5) for k in ('confidence_a', 'confidence_b')))
     ax.plot([-5, 5], [-5, 5], c='#999999', lw=.8)
     ax.plot(x, y, 'o', ms=3, alpha=.6, c=STYLE['parts'].get(part, ('#777777',))[0], mec='none')
     ticks, names = [-4, -2, 0, 2, 4], ['.0001', '.01', '.5', '.99', '.9999']
-    ax.set(xticks=ticks, xticklabels=names, yticks=ticks, yticklabels=names, xlim=(-5.3, 5.3), ylim=(-5.3, 5.3), xlabel='original', title=title, aspect='equal')
+    ax.set(xticks=ticks, xticklabels=names, yticks=ticks, yticklabels=names, xlim=(-5.3, 5.3), ylim=(-5.3, 5.3),
+           xlabel='original', title=title, aspect='equal')
     return ax
 
 # %% ../nbs/bench/01_figures.ipynb #71bd7d4d
@@ -105,10 +113,12 @@ def plot_summary(
     panels: dict | None = None,      # Metric → title; None takes the four of the average gap, as far as they are there
 ) -> plt.Figure:
     "One panel of bars for each metric, with one order of methods."
-    panels = panels or {'mia_entropy': 'MIA', 'forget_accuracy': 'Forget accuracy', 'retain_accuracy': 'Retain accuracy', 'test_accuracy': 'Test accuracy'}
+    panels = panels or {'mia_entropy': 'MIA', 'forget_accuracy': 'Forget accuracy',
+                        'retain_accuracy': 'Retain accuracy', 'test_accuracy': 'Test accuracy'}
     panels = {k: t for k, t in panels.items() if (df.metric == k).any()}
     n = df.method.nunique()
-    fig, axs = plt.subplots(1, len(panels), figsize=(2.6*len(panels), .5 + .33*n + .5), dpi=STYLE['dpi'], sharey=True, layout='constrained', squeeze=False)
+    fig, axs = plt.subplots(1, len(panels), figsize=(2.6*len(panels), .5 + .33*n + .5), dpi=STYLE['dpi'], sharey=True,
+                            layout='constrained', squeeze=False)
     for i, (ax, (k, t)) in enumerate(zip(axs[0], panels.items())):
         plot_bars(df, k, ax, t)
         if i: ax.invert_yaxis()              # the axis is shared, and was turned once already

@@ -71,7 +71,7 @@ def running(**kwargs) -> Iterator[Run]:
 # %% ../nbs/engine/01_loop.ipynb #bf05da14
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    "The model in eval mode inside the block; afterwards each module has its former mode, and no weight or buffer has changed."
+    "The model in eval mode inside the block; afterwards every module has its mode back, and no tensor has changed."
     modes = [(m, m.training) for m in model.modules()]
     state = [(n, t, t._version) for n, t in itertools.chain(model.named_parameters(), model.named_buffers())]
     model.eval()
@@ -80,7 +80,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for m, was in modes: m.training = was
     if moved := [n for n, t, v in state if t._version != v]:
-        raise RuntimeError(f"Evaluating changed {moved[0]}{' and others' if moved[1:] else ''}, so its result depends on the order of the "
+        raise RuntimeError(f"Evaluating changed {moved[0]}{' and others' if moved[1:] else ''}, so its result depends "
+                           f"on the order of the "
                            "images. Make the model leave its buffers alone in eval mode.")
 
 # %% ../nbs/engine/01_loop.ipynb #e6dfc18d
@@ -104,7 +105,8 @@ def predict(
 def _logits(z):
     if isinstance(z, Tensor) and z.dim() == 2: return z
     got = f'shape {tuple(z.shape)}' if isinstance(z, Tensor) else type(z).__name__
-    raise ValueError(f"The model returned {got}; a classifier must return a tensor of logits, (B, K). Wrap it in a module that does.")
+    raise ValueError(f"The model returned {got}; a classifier must return a tensor of logits, (B, K). Wrap it in a "
+                     f"module that does.")
 
 # %% ../nbs/engine/01_loop.ipynb #dec4911c
 def _check_optimiser(model, opt):
@@ -113,15 +115,17 @@ def _check_optimiser(model, opt):
         raise ValueError("The optimiser holds none of the model's parameters, so no step could change the model. "
                          "Build it from `model.parameters()` after any copy of the model.")
     if foreign := sum(id(p) not in own for p in held):
-        raise ValueError(f"The optimiser holds {foreign} parameters that are not the model's. Only the student may be trained: "
+        raise ValueError(f"The optimiser holds {foreign} parameters that are not the model's. Only the student may be "
+                         f"trained: "
                          "the original model is the teacher and stays as it is.")
 
 def _masked_parameters(model, mask):
-    "Triples (parameter, where it may move, values where it may not); a parameter that the mask does not name stays whole."
+    "Triples (parameter, where it may move, values where it may not); what the mask does not name stays whole."
     if mask is None: return []
     if odd := [n for n, m in mask.items() if n not in (ps := dict(model.named_parameters())) or m.shape != ps[n].shape]:
         raise ValueError(f"The mask has {odd[0]!r}, which is not a parameter of the model with that shape.")
-    return [(p, mask.get(n, torch.zeros_like(p, dtype=torch.bool)).to(p.device), p.detach().clone()) for n, p in model.named_parameters()]
+    may = lambda n, p: mask.get(n, torch.zeros_like(p, dtype=torch.bool)).to(p.device)
+    return [(p, may(n, p), p.detach().clone()) for n, p in model.named_parameters()]
 
 def _float32(module, args, z): return z.float() if isinstance(z, Tensor) else z
 
@@ -130,13 +134,16 @@ def _step(loop, batch, loss):
     "One optimiser step on `loss` of `batch`; returns the detached loss."
     with _autocast(loop.device, loop.amp): value = loss(loop.wrapped, batch)
     if not isinstance(value, Tensor) or value.dim():
-        raise ValueError(f"The loss must return one number as a tensor, not {getattr(value, 'shape', type(value).__name__)}. Take its mean.")
+        raise ValueError(f"The loss must return one number as a tensor, not "
+                         f"{getattr(value, 'shape', type(value).__name__)}. Take its mean.")
     if not value.requires_grad:
-        raise ValueError("The loss does not depend on the model's parameters, so no step could change the model. Compute it from the model "
+        raise ValueError("The loss does not depend on the model's parameters, so no step could change the model. "
+                         "Compute it from the model "
                          "that the loss receives as its first argument.")
     loop.accelerator.backward(value) if loop.accelerator else value.backward()
     if all(p.grad is None for g in loop.opt.param_groups for p in g['params']):
-        raise ValueError("The loss left no gradient in the parameters that the optimiser holds, so no step could change the model. Compute it "
+        raise ValueError("The loss left no gradient in the parameters that the optimiser holds, so no step could "
+                         "change the model. Compute it "
                          "from the model that the loss receives as its first argument, not from another copy.")
     for p, may, _ in loop.masked:
         if p.grad is not None: p.grad.mul_(may)
@@ -155,10 +162,12 @@ class _Losses:
         if len(self.pending) >= self.every: self.look()
     def look(self):
         if not self.pending: return
-        values, sizes = torch.stack([v for v, _ in self.pending]).float().cpu(), torch.tensor([n for _, n in self.pending])
+        values = torch.stack([v for v, _ in self.pending]).float().cpu()
+        sizes = torch.tensor([n for _, n in self.pending])
         if (bad := (~values.isfinite()).nonzero()).numel():
             raise _NotFinite(self.done + int(bad[0]), float(values[bad[0]]))
-        self.sum, self.n, self.done = self.sum + float((values*sizes).sum()), self.n + int(sizes.sum()), self.done + len(sizes)
+        self.sum, self.n, self.done = (self.sum + float((values*sizes).sum()), self.n + int(sizes.sum()),
+                                       self.done + len(sizes))
         self.pending = []
 
 class _NotFinite(Exception): pass
@@ -215,7 +224,8 @@ class Loop:
         finally: hook.remove()
         if not losses.n: raise ValueError("There are no batches to run over. Is this part of the task empty?")
         _count(self.around.cost, losses.n, int(forget), losses.done)
-        self.log.append(dict(epoch=self.epoch, what=getattr(loss, '__name__', 'loss').strip('<>'), loss=losses.sum/losses.n, n=losses.n,
+        self.log.append(dict(epoch=self.epoch, what=getattr(loss, '__name__', 'loss').strip('<>'),
+                             loss=losses.sum/losses.n, n=losses.n,
                              seconds=time.perf_counter() - start))
         self.around.log.append(self.log[-1])
         return losses.sum/losses.n
@@ -228,14 +238,17 @@ class Loop:
         "Put the last good weights back; returns the error to raise."
         self.model.load_state_dict(self.good)
         return FloatingPointError(
-            f"The loss became {value} in epoch {self.epoch + 1}, batch {batch + 1}{f' of {total}' if total else ''}. The model was put back to "
-            f"{'its state after epoch ' + str(self.epoch) if self.epoch > 0 else 'its first state'}. Lower the learning rate, or look at that batch.")
+            f"The loss became {value} in epoch {self.epoch + 1}, batch {batch + 1}{f' of {total}' if total else ''}. "
+            f"The model was put back to "
+            f"{'its state after epoch ' + str(self.epoch) if self.epoch > 0 else 'its first state'}. Lower the "
+            f"learning rate, or look at that batch.")
 
     def save(self) -> None:
         "Write the checkpoint, if one is wanted."
         if self.ckpt is None or not getattr(self.accelerator, 'is_main_process', True): return
-        state = dict(epoch=self.epoch + 1, model=self.model.state_dict(), opt=self.opt.state_dict(), rng=rng_state(), log=self.log,
-                     sched=self.sched.state_dict() if self.sched else None, cost=dict(self.around.cost), seconds=self.around.seconds)
+        state = dict(epoch=self.epoch + 1, model=self.model.state_dict(), opt=self.opt.state_dict(), rng=rng_state(),
+                     log=self.log, sched=self.sched.state_dict() if self.sched else None, cost=dict(self.around.cost),
+                     seconds=self.around.seconds)
         with atomic(self.ckpt) as tmp: torch.save(state, tmp)
 
     def resume(self) -> int:
@@ -253,9 +266,10 @@ class Loop:
 
 # %% ../nbs/engine/01_loop.ipynb #a5b4cba8
 def _count(cost, n, forget, steps):
-    for k, v in dict(forward=n, backward=n, steps=steps, seen_forget=forget, seen_retain=n - forget).items(): cost[k] += v
+    for k, v in dict(forward=n, backward=n, steps=steps, seen_forget=forget, seen_retain=n - forget).items():
+        cost[k] += v
 
 def _shares(loop, batches):
-    "This process's share of the batches: every k-th, and the same number for each of the k processes, which wait for one another."
+    "This process's share: every k-th batch, and the same number for each of the k processes, which wait."
     k = getattr(loop.accelerator, 'num_processes', 1)
     return batches if k == 1 else itertools.islice(batches, loop.accelerator.process_index, len(batches)//k*k, k)

@@ -23,7 +23,8 @@ def share_correct(
     y: Tensor,       # (N,)
 ) -> float:          # In [0, 1]; never rounded
     "Share of rows of `logits` whose largest entry is at `y`."
-    if len(logits) != len(y): raise ValueError(f"There are {len(logits)} rows of logits but {len(y)} labels; they must match one to one.")
+    if len(logits) != len(y):
+        raise ValueError(f"There are {len(logits)} rows of logits but {len(y)} labels; they must match one to one.")
     return int((logits.argmax(1) == y).sum())/len(y)
 
 # %% ../nbs/engine/03_parts.ipynb #f6228da8
@@ -37,7 +38,7 @@ def soft_cross_entropy(
 def distill_kl(
     student: Tensor,  # (B, K) logits
     teacher: Tensor,  # (B, K) logits
-    t: float = 1.,    # Temperature; the result is multiplied by t² so that gradients keep their size (Hinton et al., 2015)
+    t: float = 1.,    # Temperature; multiplying by t² keeps the size of gradients (Hinton et al., 2015)
 ) -> Tensor:          # Scalar, nats
     "KL divergence of the student from the teacher, KL(teacher ‖ student), mean over the batch."
     p, q = (teacher.float()/t).log_softmax(1), (student.float()/t).log_softmax(1)
@@ -50,7 +51,8 @@ def gumbel_softmax(
 ) -> Tensor:               # (B, K) probabilities
     "A draw from the Gumbel-Softmax distribution around softmax(logits) (Jang et al., 2017)."
     tau = torch.as_tensor(tau, dtype=torch.float32, device=logits.device)
-    if (tau < 0).any() or tau.isnan().any(): raise ValueError(f"The temperature is {tau.min():.3g}; it must be at least 0.")
+    if (tau < 0).any() or tau.isnan().any():
+        raise ValueError(f"The temperature is {tau.min():.3g}; it must be at least 0.")
     noisy = logits.float() - torch.empty_like(logits, dtype=torch.float32).exponential_().log()
     hard = F.one_hot(noisy.argmax(1), logits.shape[1]).float()
     soft = (noisy.sub(noisy.amax(1, keepdim=True))/tau.clamp(min=1e-6)).softmax(1)
@@ -68,7 +70,8 @@ def sgd(model: nn.Module, lr: float, momentum: float = 0., wd: float = 0.) -> to
 def _trainable(model, lr):
     if not lr > 0: raise ValueError(f"The learning rate is {lr}; it must be above 0.")
     if ps := [p for p in model.parameters() if p.requires_grad]: return ps
-    raise ValueError("No parameter of the model may be trained: all have `requires_grad=False`. Unfreeze those that may change.")
+    raise ValueError("No parameter of the model may be trained: all have `requires_grad=False`. Unfreeze those that "
+                     "may change.")
 
 # %% ../nbs/engine/03_parts.ipynb #ec07f1b1
 def cycle(

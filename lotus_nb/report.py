@@ -28,12 +28,14 @@ def summary(
 ) -> pd.DataFrame:                          # Methods as rows; columns (metric, 'mean' | 'sd' | 'n')
     "Mean, standard deviation and number of seeds of each metric for each method, unrounded."
     rows = df[df.metric.isin(metrics)]
-    s = rows.groupby(['method', 'metric'], sort=False).value.agg(mean='mean', sd='std', n='count').unstack('metric').swaplevel(axis=1)
-    return s.reindex(index=method_order(df.method), columns=[(m, k) for m in metrics if m in set(rows.metric) for k in ('mean', 'sd', 'n')])
+    s = rows.groupby(['method', 'metric'], sort=False).value.agg(mean='mean', sd='std', n='count')
+    s = s.unstack('metric').swaplevel(axis=1)
+    return s.reindex(index=method_order(df.method),
+                     columns=[(m, k) for m in metrics if m in set(rows.metric) for k in ('mean', 'sd', 'n')])
 
 def best(
     s: pd.DataFrame,  # From `summary`
-    metric: str,
+    metric: str,      # Name
 ) -> list[str]:       # Methods; several when tied
     "The methods whose mean is best, in the sense that the metric declares."
     means, kind = s[metric, 'mean'], get_metric(metric).best
@@ -53,7 +55,8 @@ def table(
     for m in dict.fromkeys(s.columns.get_level_values(0)):
         top = best(s, m)
         style = _FORMATS.get(get_metric(m).unit, '.3g')
-        out[get_metric(m).title] = [_cell(s.loc[k, (m, 'mean')], s.loc[k, (m, 'sd')], style, mark if k in top else ' '*len(mark)) for k in s.index]
+        out[get_metric(m).title] = [_cell(s.loc[k, (m, 'mean')], s.loc[k, (m, 'sd')], style,
+                                          mark if k in top else ' '*len(mark)) for k in s.index]
     return pd.DataFrame(out, index=s.index.rename(None))
 
 _FORMATS = {'share': '.3f', 'nats': '.4f', 'bits': '.3f', 's': '.2f', 'images': ',.0f', 'steps': ',.0f'}
@@ -74,7 +77,8 @@ def text_table(
         if width and blocks[-1] and room + 2 + wide[c] > width: blocks.append([]); room = head
         blocks[-1].append(c); room += 2 + wide[c]
     line = lambda name, cells: (name.ljust(head) + ''.join('  ' + v.rjust(w) for v, w in cells)).rstrip()
-    draw = lambda cs: '\n'.join([line('', [(c, wide[c]) for c in cs]), *(line(k, [(t.loc[k, c], wide[c]) for c in cs]) for k in t.index)])
+    draw = lambda cs: '\n'.join([line('', [(c, wide[c]) for c in cs]),
+                                 *(line(k, [(t.loc[k, c], wide[c]) for c in cs]) for k in t.index)])
     return '\n\n'.join(map(draw, blocks))
 
 # %% ../nbs/bench/02_report.ipynb #7f684efb
@@ -85,37 +89,54 @@ def conclusion(
     s, n = summary(df), df.seed.nunique()
     over = f'Over {n} seeds' if n > 1 else 'On one seed'
     rivals = [m for m in s.index if m not in STYLE['first']]
-    if not rivals or 'mia_entropy' not in s: return f'{over}: nothing was compared, so this says nothing about forgetting.'
+    if not rivals or 'mia_entropy' not in s:
+        return f'{over}: nothing was compared, so this says nothing about forgetting.'
     mia = s['mia_entropy', 'mean']
     if 'gold' not in s.index or 'avg_gap' not in s:
         after = ', '.join(f'{mia[m]:.0%} after {m}' for m in rivals)
-        return (f'{over}, the attack takes {mia.noop:.0%} of the forgotten images for training images before unlearning, and {after}. How many it should be, only a model trained again without them (gold) would '
+        return (f'{over}, the attack takes {mia.noop:.0%} of the forgotten images for training images before '
+                f'unlearning, and {after}. How many it should be, only a model trained again without them (gold) would '
                 'show; there is none here, so this says how much changed, and not whether it is enough.')
     near, small = best(s, 'mia_entropy')[0], best(s, 'avg_gap')[0]
     closer = abs(mia[near] - mia.gold) < abs(mia.noop - mia.gold)
-    who = f'{near} comes nearest to gold' if closer else f'no method comes nearer to gold than leaving the model as it is; {near} comes nearest'
+    who = (f'{near} comes nearest to gold' if closer
+           else f'no method comes nearer to gold than leaving the model as it is; {near} comes nearest')
     gap = 'it also has' if small == near else f'{small} has'
-    return (f"{over}, the attack takes {mia.noop:.0%} of the forgotten images for training images before unlearning and {mia.gold:.0%} in a model that never saw them (gold); {who}, with {mia[near]:.0%}, "
-            f"and {gap} the smallest average gap ({s.loc[small, ('avg_gap', 'mean')]:.3f}). This is an average over images: it does not show that no single image can be told.")
+    return (f"{over}, the attack takes {mia.noop:.0%} of the forgotten images for training images before unlearning "
+            f"and {mia.gold:.0%} in a model that never saw them (gold); {who}, with {mia[near]:.0%}, "
+            f"and {gap} the smallest average gap ({s.loc[small, ('avg_gap', 'mean')]:.3f}). This is an average over "
+            f"images: it does not show that no single image can be told.")
 
 # %% ../nbs/bench/02_report.ipynb #3885d588
 _CSS = """
 :root{color-scheme:light dark;--ink:#1d2733;--soft:#5b6b7a;--line:#d9e0e7;--paper:#fff;--accent:#0b5fa5}
 @media(prefers-color-scheme:dark){:root{--ink:#e3e9ef;--soft:#9fb0bf;--line:#33404d;--paper:#12181f;--accent:#7db8ee}}
-body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:72rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin-top:2.2rem}p.lead{font-size:1.08rem}small,.soft{color:var(--soft)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.84rem}
-th,td{padding:.3rem .45rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}
-td.best{font-weight:700;color:var(--accent)}figure{margin:1rem 0}figure img{max-width:100%;background:#fff;border-radius:4px}figcaption{color:var(--soft);font-size:.9rem}
-details{margin:.6rem 0}pre{overflow-x:auto;font-size:.85rem}"""
+body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:72rem;
+  margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin:.2rem 0}
+h2{font-size:1.15rem;margin-top:2.2rem}
+p.lead{font-size:1.08rem}
+small,.soft{color:var(--soft)}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.84rem}
+th,td{padding:.3rem .45rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}
+td.best{font-weight:700;color:var(--accent)}
+figure{margin:1rem 0}
+figure img{max-width:100%;background:#fff;border-radius:4px}
+figcaption{color:var(--soft);font-size:.9rem}
+details{margin:.6rem 0}
+pre{overflow-x:auto;font-size:.85rem}"""
 
 def page(
-    title: str,
+    title: str,   # Heading
     *parts: str,  # HTML
 ) -> str:
     "A self-contained HTML page."
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><h1>{html.escape(title)}</h1>{"".join(parts)}</body></html>')
+    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+            f'content="width=device-width,initial-scale=1">'
+            f'<title>{html.escape(title)}</title><style>{_CSS}</style></head>'
+            f'<body><h1>{html.escape(title)}</h1>{"".join(parts)}</body></html>')
 
 def figure_html(
     fig,           # matplotlib figure; it is closed
@@ -127,7 +148,8 @@ def figure_html(
     out = io.BytesIO()
     fig.savefig(out, format='png', dpi=150)
     plt.close(fig)
-    return (f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
+    return (f'<figure><img alt="{html.escape(alt)}" '
+            f'src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
             f'<figcaption>{html.escape(caption)}</figcaption></figure>')
 
 def table_html(
@@ -135,16 +157,25 @@ def table_html(
     mark: str = '*',   # What marks the best values there
 ) -> str:
     "A table with its best values in bold."
-    cell = lambda v: f'<td class="best">{html.escape(v[:-len(mark)])}</td>' if v.endswith(mark) else f'<td>{html.escape(v.strip())}</td>'
+    cell = (lambda v: f'<td class="best">{html.escape(v[:-len(mark)])}</td>' if v.endswith(mark)
+            else f'<td>{html.escape(v.strip())}</td>')
     head = '<tr><th></th>' + ''.join(f'<th>{html.escape(c)}</th>' for c in t) + '</tr>'
     rows = ''.join(f'<tr><td>{html.escape(str(k))}</td>' + ''.join(map(cell, t.loc[k])) + '</tr>' for k in t.index)
     return f'<div class="scroll"><table>{head}{rows}</table></div>'
 
 # %% ../nbs/bench/02_report.ipynb #5e9cee7a
-_NOTES = """<h2>How to read it</h2><p><b>noop</b> is the model left as it is; <b>gold</b> was trained again without the images to forget. Accuracy and MIA have no best value of their own: a model that never saw
-the images shows what they should be, so the best value is the one nearest to gold's. <b>MIA</b> is the share of forgotten images that an attacker, looking at how sure the model is, takes for training images.
-<b>Avg Gap</b> is the mean distance from gold over MIA and the three accuracies, <b>JSD</b> (nats, at most ln 2) the distance between the answers about forgotten images, <b>RF-JSD</b> its stand-in without gold, to be read beside gold's own value.
-± is the standard deviation over seeds; bold is best among the methods.</p>"""
+_BARS = ('Means over seeds; whiskers are standard deviations, dots single seeds, the line is gold.',
+         'Bars of the metrics for each method.')
+_ENTROPY = ('How sure the models are: forgotten images should look like unseen ones.',
+            'Densities of entropy for forget, retain and unseen images.')
+_NOTES = """
+<h2>How to read it</h2><p><b>noop</b> is the model left as it is; <b>gold</b> was trained again without the images
+to forget. Accuracy and MIA have no best value of their own: a model that never saw the images shows what they
+should be, so the best value is the one nearest to gold's. <b>MIA</b> is the share of forgotten images that an
+attacker, looking at how sure the model is, takes for training images. <b>Avg Gap</b> is the mean distance from gold
+over MIA and the three accuracies, <b>JSD</b> (nats, at most ln 2) the distance between the answers about forgotten
+images, <b>RF-JSD</b> its stand-in without gold, to be read beside gold's own value. ± is the standard deviation
+over seeds; bold is best among the methods.</p>"""
 
 def bench_page(
     df: pd.DataFrame,                    # Rows of `bench`
@@ -154,11 +185,14 @@ def bench_page(
 ) -> str:
     "The page that `lotus-nb demo` and `run` write."
     return page(title, f'<p class="lead">{html.escape(conclusion(df))}</p>', table_html(table(df)),
-                figure_html(plot_summary(df), 'Means over seeds; whiskers are standard deviations, dots single seeds, the line is gold.', 'Bars of the metrics for each method.'),
-                figure_html(plot_entropies(models), 'How sure the models are: forgotten images should look like unseen ones.', 'Densities of entropy for forget, retain and unseen images.') if models else '',
+                figure_html(plot_summary(df), *_BARS),
+                figure_html(plot_entropies(models), *_ENTROPY) if models else '',
                 _NOTES, '<h2>All metrics</h2>', table_html(table(df, list(dict.fromkeys(df.metric))).T), _facts(facts))
 
-def _facts(facts): return f'<details><summary>What ran</summary><pre>{html.escape(json.dumps(facts, indent=1, default=str))}</pre></details>' if facts else ''
+def _facts(facts):
+    if not facts: return ''
+    return (f'<details><summary>What '
+            f'ran</summary><pre>{html.escape(json.dumps(facts, indent=1, default=str))}</pre></details>')
 
 # %% ../nbs/bench/02_report.ipynb #2f1c0e4c
 def report_page(
@@ -167,9 +201,11 @@ def report_page(
     "The page of one evaluation."
     who = report.frame.method.iloc[0]
     rows = pd.concat([report.references, report.frame])
-    said = {t: answers(**{t: report.evidence[k]}) for t, k in (('original', 'original'), (who, 'new'), ('gold', 'gold')) if report.evidence.get(k) is not None}
+    shown = {'original': 'original', who: 'new', 'gold': 'gold'}
+    said = {t: answers(**{t: report.evidence[k]}) for t, k in shown.items() if report.evidence.get(k) is not None}
     missing = ''.join(f'<li>{html.escape(k)}: {html.escape(v)}</li>' for k, v in report.missing.items())
     sizes = ', '.join(f'{n:,} {p}' for p, n in report.facts['sizes'].items())
-    return page(f'{who}: what it forgot', f'<p class="lead">{html.escape(conclusion(rows))}</p><p class="soft">Images: {sizes}. Those to forget have digest {report.facts["forget_ids"]}.</p>', table_html(table(rows)),
-                figure_html(plot_entropies(said), 'How sure the models are: forgotten images should look like unseen ones.', 'Densities of entropy for forget, retain and unseen images.'),
+    return page(f'{who}: what it forgot', f'<p class="lead">{html.escape(conclusion(rows))}</p>',
+                f'<p class="soft">Images: {sizes}. Those to forget have digest {report.facts["forget_ids"]}.</p>',
+                table_html(table(rows)), figure_html(plot_entropies(said), *_ENTROPY),
                 _NOTES, f'<h2>Not computed</h2><ul>{missing}</ul>' if missing else '', _facts(report.facts))

@@ -22,7 +22,8 @@ from .loop import device_of, predict
 # %% ../nbs/engine/02_task.ipynb #8015dd33
 def teacher_of(model: nn.Module) -> nn.Module:
     "A frozen copy of `model` in eval mode, which returns float32 logits."
-    model = student_of(model) if 'float32_hook' in vars(model) else model      # of a teacher: as of the model it was made from
+    # of a teacher: as of the model it was made from
+    model = student_of(model) if 'float32_hook' in vars(model) else model
     teacher = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
     teacher.frozen_by_user = [n for n, p in model.named_parameters() if not p.requires_grad]
     teacher.requires_grad_(False)
@@ -66,7 +67,8 @@ def _pair(data, i):
     if isinstance(x, Tensor) and x.is_floating_point(): return x, int(y)
     got = f'({type(x).__name__}, {type(y).__name__})' if x is not None else type(item).__name__
     if isinstance(x, Tensor): got = f'a tensor of {x.dtype}'
-    raise TypeError(f"Item {i} of {type(data).__name__} is {got}; it must be a pair (float image tensor, integer label). "
+    raise TypeError(f"Item {i} of {type(data).__name__} is {got}; it must be a pair (float image tensor, integer "
+                    f"label). "
                     "Add a transform that turns images into normalised float tensors.")
 
 # %% ../nbs/engine/02_task.ipynb #b7c50fe1
@@ -104,7 +106,8 @@ class Loader:
             yield Batch(*(torch.cat(t) if len(got) > 1 else t[0] for t in zip(*got))).to(self.device)
 
     def _read(self, chunks):
-        read = torch.utils.data.DataLoader(_Joined(self.parts), batch_sampler=[c.tolist() for c in chunks], num_workers=self.workers,
+        read = torch.utils.data.DataLoader(_Joined(self.parts), batch_sampler=[c.tolist() for c in chunks],
+                                           num_workers=self.workers,
                                            pin_memory=self.device.type == 'cuda')
         for x, y, forget in read:
             _check_labels(y, self.n_classes, 'a batch')
@@ -153,7 +156,8 @@ class UnlearnTask:
         "The images of one part; an error says what is missing."
         if name not in PARTS: raise ValueError(unknown('part', name, PARTS))
         if (data := getattr(self, name)) is not None: return data
-        raise ValueError(f"This task has no `{name}` data. Pass `{name}=` to `UnlearnTask` (or `unlearn`), or choose a method that does "
+        raise ValueError(f"This task has no `{name}` data. Pass `{name}=` to `UnlearnTask` (or `unlearn`), or choose a "
+                         f"method that does "
                          f"not need it (see `list_methods(without='{name}')`).")
 
     def has(self, name: str) -> bool:
@@ -162,12 +166,14 @@ class UnlearnTask:
 
     def __repr__(self):
         sizes = ', '.join(f'{p}={len(self.part(p)):,}' for p in PARTS if self.has(p))
-        return f"UnlearnTask({self.name}: {type(self.model).__name__}, {sizes}, {self.n_classes} classes, {'with' if self.has('gold') else 'no'} gold)"
+        return (f"UnlearnTask({self.name}: {type(self.model).__name__}, {sizes}, {self.n_classes} classes, "
+                f"{'with' if self.has('gold') else 'no'} gold)")
 
 def _share(n, frac):
     if not 0 < frac <= 1: raise ValueError(f"`frac` is {frac}; it must be above 0 and at most 1.")
     if frac == 1: return torch.arange(n)
-    if not (k := int(frac*n)): raise ValueError(f"A share of {frac} of {n} images is none. Raise `frac` to at least {1/n:.2g}.")
+    if not (k := int(frac*n)):
+        raise ValueError(f"A share of {frac} of {n} images is none. Raise `frac` to at least {1/n:.2g}.")
     return torch.randperm(n)[:k]
 
 # %% ../nbs/engine/02_task.ipynb #ed3e6dd1
@@ -176,10 +182,12 @@ def _check_arguments(t):
         data = getattr(t, p)
         if data is None and p in ('val', 'test'): continue
         if not hasattr(data, '__len__') or not hasattr(data, '__getitem__'):
-            raise TypeError(f"`{p}` is {type(data).__name__}; it must be `Images` or a map-style dataset, with `len()` and indexing. "
+            raise TypeError(f"`{p}` is {type(data).__name__}; it must be `Images` or a map-style dataset, with `len()` "
+                            f"and indexing. "
                             "Pass the data set itself, not a `DataLoader` over it.")
         if not len(data): raise ValueError(f"The {p} set is empty. " + {
-            'forget': 'Name at least one image to forget.', 'retain': 'Keep at least one training image, or start from a new model.'}.get(
+            'forget': 'Name at least one image to forget.',
+            'retain': 'Keep at least one training image, or start from a new model.'}.get(
             p, f'Leave `{p}` out, or give it images.'))
     if t.twins not in ('error', 'keep'): raise ValueError(unknown('value of `twins`', t.twins, ('error', 'keep')))
     if t.batch_size < 1: raise ValueError(f"`batch_size` is {t.batch_size}; it must be at least 1.")
@@ -197,10 +205,12 @@ def _check_models(t):
     for name, m in (('model', t.model), ('gold', t.gold)):
         if m is None: continue
         if bad := [n for n, v in m.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]:
-            raise ValueError(f"The {name} has weights that are not finite, in {bad[0]}. Load weights from before its training failed.")
+            raise ValueError(f"The {name} has weights that are not finite, in {bad[0]}. Load weights from before its "
+                             f"training failed.")
         z, _ = predict(m, [Batch(x, torch.zeros(1).long(), torch.zeros(1).bool())])
         if k and z.shape[1] != k:
-            raise ValueError(f"The {name} answers with {z.shape[1]} logits, but there are {k} classes. Give it a last layer of width {k}, or "
+            raise ValueError(f"The {name} answers with {z.shape[1]} logits, but there are {k} classes. Give it a last "
+                             f"layer of width {k}, or "
                              f"pass `n_classes={z.shape[1]}`.")
         k = z.shape[1]
     object.__setattr__(t, 'n_classes', k)
@@ -208,7 +218,8 @@ def _check_models(t):
 def _check_labels(y, k, where):
     if not len(y) or 0 <= int(y.min()) and int(y.max()) < k: return
     bad = y[(y < 0) | (y >= k)]
-    raise ValueError(f"Labels must lie in 0…{k - 1} ({k} classes), but {where} holds {_some(sorted(set(bad.tolist())))} "
+    raise ValueError(f"Labels must lie in 0…{k - 1} ({k} classes), but {where} holds "
+                     f"{_some(sorted(set(bad.tolist())))} "
                      f"({len(bad)} of {len(y)} images). Count classes from 0, or give the model more outputs.")
 
 def _some(items, k=5): return ', '.join(map(str, list(items)[:k])) + (', …' if len(items) > k else '')
@@ -216,14 +227,18 @@ def _some(items, k=5): return ', '.join(map(str, list(items)[:k])) + (', …' if
 # %% ../nbs/engine/02_task.ipynb #2170660d
 def _check_parts(t):
     for p in PARTS:
-        if t.has(p) and (y := _labels(t.part(p))) is not None: _check_labels(torch.as_tensor(y), t.n_classes, f'the {p} set')
+        if t.has(p) and (y := _labels(t.part(p))) is not None:
+            _check_labels(torch.as_tensor(y), t.n_classes, f'the {p} set')
     if len(shared := _shared_ids(t.forget, t.retain)):
-        raise ValueError(f"Forget and retain share {len(shared)} images, by id: {_some(shared)}. An image is either forgotten or kept: take "
+        raise ValueError(f"Forget and retain share {len(shared)} images, by id: {_some(shared)}. An image is either "
+                         f"forgotten or kept: take "
                          "them out of one of the two.")
     resident = all(hasattr(d, 'pixel_digests') for d in (t.forget, t.retain))
     if t.twins == 'error' and resident and (pairs := twins(t.forget, t.retain)):
-        raise ValueError(f"{len(pairs)} forget images stand in the retain set as well, pixel for pixel, under other ids: "
-                         f"{_some([f'{a} = {b}' for a, b in pairs])}. Who keeps a copy keeps the image: forget the copies too, or pass `twins='keep'`.")
+        raise ValueError(f"{len(pairs)} forget images stand in the retain set as well, pixel for pixel, under other "
+                         f"ids: "
+                         f"{_some([f'{a} = {b}' for a, b in pairs])}. Who keeps a copy keeps the image: forget the "
+                         f"copies too, or pass `twins='keep'`.")
 
 def _labels(data):
     "Labels without reading images, where the dataset knows them."
@@ -248,7 +263,8 @@ def _shared_ids(a, b):
     return np.intersect1d(ids_a, ids_b) if source_a == source_b else []
 
 def _pixel_digests(data):
-    return data.pixel_digests() if hasattr(data, 'pixel_digests') else [digest(_pair(data, i)[0]) for i in range(len(data))]
+    if hasattr(data, 'pixel_digests'): return data.pixel_digests()
+    return [digest(_pair(data, i)[0]) for i in range(len(data))]
 
 def twins(
     a: Any,           # `Images`, or a map-style dataset (read in full)
@@ -286,8 +302,11 @@ class TaskView:
     def __getattr__(self, name):
         if name in TaskView._open: return getattr(self._task, name)
         if name in PARTS: return self.part(name)
-        raise (ValueError(self._refusal(name)) if name == 'gold' else AttributeError(unknown('attribute', name, ('model', 'loader', 'part', *self._open, *self._needs))))
+        raise (ValueError(self._refusal(name)) if name == 'gold'
+               else AttributeError(unknown('attribute', name, ('model', 'loader', 'part', *self._open, *self._needs))))
 
     def _refusal(self, name):
-        if name in ('test', 'gold'): return f"{self._who} reads `task.{name}`, which is for judging: no method may see it."
-        return f"{self._who} reads `task.{name}` but declares needs={self._needs}. Add '{name}' to `needs` in its `@method(…)`."
+        if name in ('test', 'gold'):
+            return f"{self._who} reads `task.{name}`, which is for judging: no method may see it."
+        return (f"{self._who} reads `task.{name}` but declares needs={self._needs}. Add '{name}' to `needs` in its "
+                f"`@method(…)`.")

@@ -37,13 +37,16 @@ class Recipe:
     wd: float = 5e-4             # Weight decay
     warmup: int = 0              # Epochs in which the rate rises linearly from 0
     schedule: str = 'linear'     # After the warm-up: 'linear' to 0, 'cosine' to 0, or 'constant'
-    patience: int | None = None  # Stop after so many epochs without better validation accuracy, and take the best weights; None trains to the end
+    patience: int | None = None  # Epochs without better validation accuracy before it stops, and takes the best
     amp: bool | None = None      # bf16 autocast; None lets the hardware decide
 
     def __post_init__(self):
         if self.opt not in ('sgd', 'adamw'): raise ValueError(unknown('optimiser', self.opt, ('sgd', 'adamw')))
-        if self.schedule not in ('linear', 'cosine', 'constant'): raise ValueError(unknown('schedule', self.schedule, ('linear', 'cosine', 'constant')))
-        if not 0 <= self.warmup < self.epochs: raise ValueError(f"`warmup` is {self.warmup}; it must be at least 0 and less than `epochs` ({self.epochs}).")
+        if self.schedule not in ('linear', 'cosine', 'constant'):
+            raise ValueError(unknown('schedule', self.schedule, ('linear', 'cosine', 'constant')))
+        if not 0 <= self.warmup < self.epochs:
+            raise ValueError(f"`warmup` is {self.warmup}; it must be at least 0, and less than `epochs` "
+                             f"({self.epochs}).")
 
     def factor(self, at: float) -> float:  # `at` in epochs
         "Learning rate at this time, as a share of `lr`."
@@ -54,9 +57,10 @@ class Recipe:
 # %% ../nbs/engine/04_train.ipynb #b627ea89
 RECIPES = {
     'lotus-resnet18': Recipe(150, .1, 512, warmup=30, patience=50),                 # CIFAR-10/100, MUFAC, TinyImageNet
-    'lotus-vit': Recipe(30, 1e-4, 64, schedule='constant', patience=10),            # from a backbone trained on ImageNet
+    'lotus-vit': Recipe(30, 1e-4, 64, schedule='constant', patience=10),  # from a backbone trained on ImageNet
     'cifar-resnet20': Recipe(40, .2, 128, warmup=2, schedule='cosine'),
-    'digits': Recipe(60, 2e-3, 64, 'adamw', wd=0., schedule='constant', amp=False), # memorises 400 digits, in float32 on every machine
+    # memorises 400 digits, in float32 on every machine:
+    'digits': Recipe(60, 2e-3, 64, 'adamw', wd=0., schedule='constant', amp=False),
 }
 
 def recipe(
@@ -79,7 +83,9 @@ class Trained:
     seconds: float
     log: list = None   # One entry for each epoch
 
-    def __repr__(self): return f"Trained({type(self.model).__name__}, {len(self.log)} epochs, loss {self.log[-1]['loss']:.3g}, {self.seconds:.1f} s)"
+    def __repr__(self):
+        return (f"Trained({type(self.model).__name__}, {len(self.log)} epochs, loss {self.log[-1]['loss']:.3g}, "
+                f"{self.seconds:.1f} s)")
 
 def train(
     model: nn.Module,                # Trained in place
@@ -94,7 +100,9 @@ def train(
 ) -> Trained:
     "Train a classifier with cross-entropy."
     r = globals()['recipe'](recipe)
-    if r.patience and val is None: raise ValueError("This recipe stops early (`patience`) and needs `val=` images. Give some, or set `patience=None`.")
+    if r.patience and val is None:
+        raise ValueError("This recipe stops early (`patience`) and needs `val=` images. Give some, or set "
+                         "`patience=None`.")
     with seeded(seed), running(amp=r.amp) as run:
         batches = _loader(model, data, r.batch_size, True, augment, workers)
         opt = adamw(model, r.lr, r.wd) if r.opt == 'adamw' else sgd(model, r.lr, r.momentum, r.wd)
@@ -156,16 +164,20 @@ def make_task(
 
 def _trained(part, data, model, recipe, val, seed, folder):
     "A model trained now or found in the folder, and what its training took."
-    key = digest(asdict(recipe), seed, model, *(getattr(data, k, '') for k in ('source', 'ids', 'mean', 'std')), repr(getattr(data, 'augment', '')), len(data),
+    key = digest(asdict(recipe), seed, model, *(getattr(data, k, '') for k in ('source', 'ids', 'mean', 'std')),
+                 repr(getattr(data, 'augment', '')), len(data),
                  getattr(val, 'ids', '') if recipe.patience else '')
     done = Path(folder)/f'{part}-{key}.safetensors' if folder else None
     facts = done.with_suffix('.json') if done else None
-    if done and facts.exists() and done.exists(): return load_weights(model, done).eval(), json.loads(facts.read_text())['seconds']
+    if done and facts.exists() and done.exists():
+        return load_weights(model, done).eval(), json.loads(facts.read_text())['seconds']
     with doing(f'training {part}'):
         got = train(model, data, recipe, val=val, seed=seed, ckpt=done.with_suffix('.ckpt') if done else None)
     if done:
         save_weights(model, done)
-        with atomic(facts) as tmp: tmp.write_text(json.dumps(dict(seconds=got.seconds, recipe=asdict(recipe), seed=seed, log=got.log, **provenance(device_of(model))), indent=1))
+        with atomic(facts) as tmp:
+            tmp.write_text(json.dumps(dict(seconds=got.seconds, recipe=asdict(recipe), seed=seed, log=got.log,
+                                           **provenance(device_of(model))), indent=1))
         for f in (done.with_suffix('.ckpt'), done.with_suffix('.best.pt')): f.unlink(missing_ok=True)
     return model, got.seconds
 
@@ -180,4 +192,5 @@ def digits_task(
 ) -> UnlearnTask:
     "A real task that is ready in about two seconds: a small network that has memorised 400 handwritten digits."
     new = lambda seed: create_model('small_cnn', 10, in_chans=1, seed=seed).to(device)
-    return make_task(digits(seed, device=device), forget, new, recipe('digits', **changes), seed=seed, folder=folder, name='digits', batch_size=64)
+    return make_task(digits(seed, device=device), forget, new, recipe('digits', **changes), seed=seed, folder=folder,
+                     name='digits', batch_size=64)

@@ -27,21 +27,25 @@ def read_archive(
     images, seen = None, set()
     for file in files:
         try: z = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, OSError) as e: raise ValueError(f"'{file}' is not a whole zip archive ({e}). Fetch it again.") from None
+        except (zipfile.BadZipFile, OSError) as e:
+            raise ValueError(f"'{file}' is not a whole zip archive ({e}). Fetch it again.") from None
         with z:
-            meta, labels = json.loads(z.read('meta.json')), np.load(io.BytesIO(z.read('labels.npy')), allow_pickle=False)
+            meta = json.loads(z.read('meta.json'))
+            labels = np.load(io.BytesIO(z.read('labels.npy')), allow_pickle=False)
             if images is None: images = np.zeros((meta['n'], *meta['shape']), np.uint8)
             for name in sorted(n for n in z.namelist() if n.endswith('.webp')):
                 k = int(Path(name).stem)
                 images[500*k:500*(k + 1)] = _sprite(z.read(name), *meta['shape'])
                 seen.add(k)
     if missing := sorted(set(range(-(-meta['n']//500))) - seen):
-        raise ValueError(f"The archive lacks {len(missing)} of its sprites (the first is {missing[0]:03d}.webp). Put all its parts into one folder; found: "
+        raise ValueError(f"The archive lacks {len(missing)} of its sprites (the first is {missing[0]:03d}.webp). Put "
+                         f"all its parts into one folder; found: "
                          f"{', '.join(Path(f).name for f in files)}.")
     n = meta['n_train']
     for part, key in ((images[:n], 'sha256_train_hwc'), (images[n:], 'sha256_test_hwc')):
         if (got := hashlib.sha256(part.tobytes()).hexdigest()) != meta[key]:
-            raise ValueError(f"The decoded images do not match the stored digest ({key} is {meta[key][:12]}…, got {got[:12]}…). The file is damaged, or "
+            raise ValueError(f"The decoded images do not match the stored digest ({key} is {meta[key][:12]}…, got "
+                             f"{got[:12]}…). The file is damaged, or "
                              "this Pillow does not decode WebP without loss: fetch the file again, or update Pillow.")
     return images, labels.astype(np.int64), n
 
@@ -53,12 +57,13 @@ def _sprite(data, h, w, c):
 # %% ../../nbs/data/02_cifar.ipynb #25c53d73
 _CIFAR10 = 'airplane automobile bird cat deer dog frog horse ship truck'
 _CIFAR100 = """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar
-    cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster
-    house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree
-    orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose
-    sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television
-    tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"""
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+    man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+    pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"""
 
 def class_names(name: str) -> tuple[str, ...]:
     "Names of the classes of CIFAR-10 or CIFAR-100, in the order of the labels."
@@ -69,32 +74,38 @@ def _read_torchvision(root, name):
     from torchvision import datasets
     cls = datasets.CIFAR10 if name == 'cifar10' else datasets.CIFAR100
     try: train, test = (cls(root, train=t) for t in (True, False))
-    except RuntimeError as e: raise ValueError(f"torchvision cannot read {name} in '{root}' ({e}). Fetch it again with `download=True`.") from None
+    except RuntimeError as e:
+        raise ValueError(f"torchvision cannot read {name} in '{root}' ({e}). Fetch it again with "
+                         "`download=True`.") from None
     return np.concatenate([train.data, test.data]), np.array(train.targets + test.targets), len(train)
 
 _FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
-CIFAR_STATS = {'cifar10': ((.4914, .4822, .4465), (.2023, .1994, .2010)), 'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762))}
+CIFAR_STATS = {'cifar10': ((.4914, .4822, .4465), (.2023, .1994, .2010)),
+               'cifar100': ((.5071, .4865, .4409), (.2673, .2564, .2762))}
 
 @lru_cache(2)
 def _read(name, root):
-    get = f"Fetch it with `torchvision.datasets.{name.upper()}(root, download=True)`, or put the archive {name}.webp.zip (or its parts, {name}.part*.zip) there."
-    found = find_data(name.replace('cifar', 'CIFAR-'), [f'{name}.webp.zip', f'{name}.part*.zip', _FOLDERS[name]], root, get)
+    get = (f"Fetch it with `torchvision.datasets.{name.upper()}(root, download=True)`, or put the archive "
+           f"{name}.webp.zip (or its parts, {name}.part*.zip) there.")
+    found = find_data(name.replace('cifar', 'CIFAR-'), [f'{name}.webp.zip', f'{name}.part*.zip', _FOLDERS[name]], root,
+                      get)
     return _read_torchvision(found[0].parent, name) if found[0].is_dir() else read_archive(found)
 
 # %% ../../nbs/data/02_cifar.ipynb #e558abd7
 def cifar(
     name: str = 'cifar10',                           # 'cifar10' or 'cifar100'
-    root: str | Path | None = None,                  # Folder with the data; None takes `LOTUS_DATA`, or ~/.lotus_nb/data
+    root: str | Path | None = None,  # Folder with the data; None takes `LOTUS_DATA`, or ~/.lotus_nb/data
     seed: int = 0,                                   # Splits the 10,000 test images into `val` and `test`
     *,
     device: str = 'cpu',
-    stats: tuple | None = None,                      # Mean and standard deviation per channel; None takes those of the published runs
+    stats: tuple | None = None,  # Mean and standard deviation per channel; None takes those of the published runs
     augment: Augment | None = Augment(4, flip=True), # Of training images
 ) -> Splits:                                         # 50,000 training images, 5,000 for tuning, 5,000 for judging
     "CIFAR-10 or CIFAR-100 as resident images."
     if name not in _FOLDERS: raise ValueError(unknown('data set', name, _FOLDERS))
     images, labels, n = _read(name, str(root) if root else None)
     mean, std = stats or CIFAR_STATS[name]
-    every = Images(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels), classes=class_names(name), mean=mean,
+    every = Images(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels),
+                   classes=class_names(name), mean=mean,
                    std=std, augment=augment, source=name).to(device)
     return Splits(every.take(torch.arange(n)), *halves(every.take(torch.arange(n, len(images))), seed))

@@ -41,14 +41,14 @@ class Augment:
 @dataclass(frozen=True, eq=False)
 class Images:
     "Images held as one tensor on one device; also a map-style dataset of (float tensor, int)."
-    pixels: Tensor                        # (M, C, H, W) uint8, or float in [0, 1]: all rows, of which `ids` are selected
+    pixels: Tensor  # (M, C, H, W) uint8, or float in [0, 1]: all rows, of which `ids` are selected
     labels: Tensor                        # (M,) int64
     ids: Tensor | None = None             # (N,) selected rows; None selects all
     classes: tuple = ()                   # Names of the classes
     mean: Sequence[float] | None = None   # Per channel, of pixels scaled to [0, 1]; None does not shift
     std: Sequence[float] | None = None    # The same; None does not scale
     augment: Callable | None = None       # Raw training batches to raw training batches, e.g. `Augment()`
-    source: str = ''                      # Names the rows; images with the same source and id are the same. Empty takes a digest
+    source: str = ''  # Names the rows; images with the same source and id are the same. Empty takes a digest
 
     def __post_init__(self):
         put = lambda k, v: object.__setattr__(self, k, v)
@@ -71,13 +71,16 @@ class Images:
 
     def normalise(self, x: Tensor) -> Tensor:
         "Raw images to float: scaled to [0, 1], shifted by `mean`, divided by `std`."
-        stat = lambda v, d: torch.tensor(d if v is None else v, dtype=torch.float32, device=x.device).reshape(1, -1, 1, 1)
+        def stat(v, default):
+            return torch.tensor(default if v is None else v, device=x.device).float().reshape(1, -1, 1, 1)
         x = x.float()/255 if x.dtype == torch.uint8 else x
         return x if self.mean is None and self.std is None else (x - stat(self.mean, [0.]))/stat(self.std, [1.])
 
     def __len__(self): return len(self.ids)
     def __getitem__(self, i: int): x, y = self.batch(torch.tensor([range(len(self))[i]])); return x[0], int(y[0])
-    def __repr__(self): return f"Images({len(self):,} of {'×'.join(map(str, self.pixels.shape[1:]))} {str(self.pixels.dtype)[6:]} on {self.pixels.device})"
+    def __repr__(self):
+        return (f"Images({len(self):,} of {'×'.join(map(str, self.pixels.shape[1:]))} {str(self.pixels.dtype)[6:]} on "
+                f"{self.pixels.device})")
 
     def take(self, index: Sequence[int]) -> 'Images':
         "The images at these positions; the tensor is shared."
@@ -96,14 +99,20 @@ class Images:
 def _check_images(d):
     x, y = d.pixels, d.labels
     if x.dim() != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"Images have shape {tuple(x.shape)}; they must be (N, C, H, W) with 1 or 3 channels. For (N, H, W, C), use `.permute(0, 3, 1, 2)`.")
-    if len(x) != len(y) or y.dim() != 1: raise ValueError(f"There are {len(x)} images but labels of shape {tuple(y.shape)}; give one label for each image.")
+        raise ValueError(f"Images have shape {tuple(x.shape)}; they must be (N, C, H, W) with 1 or 3 channels. For (N, "
+                         f"H, W, C), use `.permute(0, 3, 1, 2)`.")
+    if len(x) != len(y) or y.dim() != 1:
+        raise ValueError(f"There are {len(x)} images but labels of shape {tuple(y.shape)}; give one label for each "
+                         f"image.")
     if x.dtype == torch.uint8: return
-    if not x.is_floating_point(): raise ValueError(f"Images have dtype {x.dtype}; they must be uint8 (0…255), or float between 0 and 1.")
-    if not x.isfinite().all(): raise ValueError(f"{int((~x.isfinite()).any(3).any(2).any(1).sum())} images hold values that are not finite.")
+    if not x.is_floating_point():
+        raise ValueError(f"Images have dtype {x.dtype}; they must be uint8 (0…255), or float between 0 and 1.")
+    if not x.isfinite().all():
+        raise ValueError(f"{int((~x.isfinite()).any(3).any(2).any(1).sum())} images hold values that are not finite.")
     low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
-        hint = 'Divide by 255, or pass uint8.' if low >= 0 and high > 2 else 'If they are normalised already, undo that, and pass `mean` and `std` instead.'
+        hint = ('Divide by 255, or pass uint8.' if low >= 0 and high > 2
+                else 'If they are normalised already, undo that, and pass `mean` and `std` instead.')
         raise ValueError(f"Float images must lie between 0 and 1, but these reach from {low:.3g} to {high:.3g}. {hint}")
 
 # %% ../../nbs/data/00_core.ipynb #8cd4a02b
@@ -135,7 +144,9 @@ def split_forget(
     n = len(data)
     if isinstance(forget, float): return split_forget(data, draw_stratified(_labels_of(data), forget, seed))
     index = check_positions(forget, n)
-    if len(index) == n: raise ValueError(f"All {n} images are to be forgotten, and none is left to retain. That is a new model, not an unlearned one.")
+    if len(index) == n:
+        raise ValueError(f"All {n} images are to be forgotten, and none is left to retain. That is a new model, not an "
+                         f"unlearned one.")
     keep = torch.ones(n, dtype=torch.bool); keep[index] = False
     return take(data, index), take(data, keep.nonzero()[:, 0])
 
@@ -151,14 +162,17 @@ def check_positions(
 ) -> Tensor:               # (M,) int64
     "The positions as a tensor; an error for those that are out of range or occur twice."
     index = torch.as_tensor(index)
-    if index.dtype == torch.bool or index.is_floating_point() and bool((index != index.round()).any()) or index.dim() != 1:
-        raise ValueError(f"Positions must be whole numbers in one row, not {index.dtype} of shape {tuple(index.shape)}.")
+    fractions = index.is_floating_point() and bool((index != index.round()).any())
+    if fractions or index.dtype == torch.bool or index.dim() != 1:
+        raise ValueError(f"Positions must be whole numbers in one row, not {index.dtype}, shape {tuple(index.shape)}.")
     index = index.long()
     if not len(index): raise ValueError("The forget set is empty. Name at least one image to forget.")
     if len(bad := index[(index < 0) | (index >= n)]):
-        raise ValueError(f"{len(bad)} positions lie outside 0…{n - 1}: {_few(bad)}. Count the {n} training images from 0.")
+        raise ValueError(f"{len(bad)} positions lie outside 0…{n - 1}: {_few(bad)}. Count the {n} training images from "
+                         f"0.")
     values, counts = index.unique(return_counts=True)
-    if len(twice := values[counts > 1]): raise ValueError(f"{len(twice)} positions occur more than once: {_few(twice)}. Name each image once.")
+    if len(twice := values[counts > 1]):
+        raise ValueError(f"{len(twice)} positions occur more than once: {_few(twice)}. Name each image once.")
     return index
 
 def _few(t): return ', '.join(map(str, t[:5].tolist())) + (', …' if len(t) > 5 else '')
@@ -166,10 +180,15 @@ def _few(t): return ', '.join(map(str, t[:5].tolist())) + (', …' if len(t) > 5
 def read_positions(file: str | Path) -> Tensor:
     "Positions from a `.npy` file, or from a text file with one number in each line."
     file = Path(file).expanduser()
-    if not file.is_file(): raise FileNotFoundError(f"There is no file '{file}' with positions to forget. Give a `.npy` file or a text file with one number in each line.")
-    try: return torch.as_tensor(np.load(file, allow_pickle=False) if file.suffix == '.npy' else np.loadtxt(file, dtype=np.int64, ndmin=1))
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file '{file}' with positions to forget. Give a `.npy` file or a text "
+                                f"file with one number in each line.")
+    try:
+        return torch.as_tensor(np.load(file, allow_pickle=False) if file.suffix == '.npy'
+                               else np.loadtxt(file, dtype=np.int64, ndmin=1))
     except (ValueError, TypeError, EOFError) as e:
-        raise ValueError(f"Cannot read whole numbers from '{file}' ({e}). It must be a `.npy` array of integers, or a text file with one number in each line.") from None
+        raise ValueError(f"Cannot read whole numbers from '{file}' ({e}). It must be a `.npy` array of integers, or a "
+                         f"text file with one number in each line.") from None
 
 # %% ../../nbs/data/00_core.ipynb #f58f45d0
 class Splits(NamedTuple):
@@ -197,5 +216,6 @@ def find_data(
     root = Path(root).expanduser() if root else DATA
     for p in patterns:
         if found := sorted(root.glob(p)): return found
-    raise FileNotFoundError(f"{what} is not in '{root}' (looked for {' or '.join(patterns)}). {get} To look elsewhere, name the folder, or set the "
+    raise FileNotFoundError(f"{what} is not in '{root}' (looked for {' or '.join(patterns)}). {get} To look elsewhere, "
+                            f"name the folder, or set the "
                             "environment variable LOTUS_DATA.")

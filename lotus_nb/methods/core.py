@@ -33,8 +33,8 @@ class Method:
     fn: Callable                                # `fn(model, task, *, …) -> model`
     title: str                                  # Name as printed in the paper
     paper: str                                  # Address of the paper
-    needs: tuple[str, ...] | Callable           # Parts of the task that it reads, or a function of its hyper-parameters that says so
-    recipes: Mapping[str, Mapping] = field(default_factory=dict)  # Named settings: hyper-parameters, `batch_size`, `source`
+    needs: tuple[str, ...] | Callable           # Parts it reads, or a function of its hyper-parameters
+    recipes: Mapping[str, Mapping] = field(default_factory=dict)  # Named settings, each with its `source`
 
     @property
     def name(self) -> str:
@@ -70,14 +70,19 @@ def method(
 # %% ../../nbs/methods/00_core.ipynb #eb7de002
 def _check_declaration(m):
     params = list(inspect.signature(m.fn).parameters.values())
-    if [p.name for p in params[:2]] != ['model', 'task'] or any(p.kind is not p.KEYWORD_ONLY or p.default is p.empty for p in params[2:]):
-        raise TypeError(f"{m.name}{inspect.signature(m.fn)} must have the form `{m.name}(model, task, *, a=…, b=…)`: hyper-parameters by keyword, each with a default.")
+    loose = [p for p in params[2:] if p.kind is not p.KEYWORD_ONLY or p.default is p.empty]
+    if [p.name for p in params[:2]] != ['model', 'task'] or loose:
+        raise TypeError(f"{m.name}{inspect.signature(m.fn)} must have the form `{m.name}(model, task, *, a=…, b=…)`: "
+                        f"hyper-parameters by keyword, each with a default.")
     if clash := [k for k in m.defaults if k in _reserved]:
-        raise TypeError(f"{m.name} calls a hyper-parameter `{clash[0]}`, a word of `solve`. Choose another; reserved are {', '.join(_reserved)}.")
+        raise TypeError(f"{m.name} calls a hyper-parameter `{clash[0]}`, a word of `solve`. Choose another; reserved "
+                        f"are {', '.join(_reserved)}.")
     for part in m.parts():
-        if part not in PARTS[:3]: raise ValueError(f"{m.name} declares that it needs '{part}'. " + unknown('part', part, PARTS[:3]))
+        if part not in PARTS[:3]:
+            raise ValueError(f"{m.name} declares that it needs '{part}'. " + unknown('part', part, PARTS[:3]))
     for name, r in m.recipes.items():
-        if odd := set(r) - set(m.defaults) - {'batch_size', 'source'}: raise TypeError(f"Recipe '{name}' of {m.name}: " + unknown('hyper-parameter', sorted(odd)[0], m.defaults))
+        if odd := set(r) - set(m.defaults) - {'batch_size', 'source'}:
+            raise TypeError(f"Recipe '{name}' of {m.name}: " + unknown('hyper-parameter', sorted(odd)[0], m.defaults))
 
 @lru_cache(1)
 def _import_all():
@@ -121,11 +126,13 @@ class Unlearned:
     hparams: dict         # All of them, defaults included, and the batch size
     seed: int
     seconds: float        # Wall clock, device synchronised
-    cost: dict = field(default_factory=dict, repr=False)        # Forward and backward passes of single images, steps, forget and retain images seen
+    cost: dict = field(default_factory=dict, repr=False)        # Counts: images forward and backward, steps, …
     log: list = field(default_factory=list, repr=False)         # What each pass did, where the method keeps a `Loop`
     provenance: dict = field(default_factory=dict, repr=False)  # Time, device, versions, code revision
 
-    def __repr__(self): return f"Unlearned(method={self.method!r}, hparams={self.hparams}, seed={self.seed}, seconds={self.seconds:.2f})"
+    def __repr__(self):
+        return (f"Unlearned(method={self.method!r}, hparams={self.hparams}, seed={self.seed}, "
+                f"seconds={self.seconds:.2f})")
 
 # %% ../../nbs/methods/00_core.ipynb #40be0da6
 def solve(
@@ -151,14 +158,18 @@ def solve(
         new = m.fn(student, view, **chosen)
         _sync(task.model)
         seconds = run.seconds
-    if not isinstance(new, nn.Module): raise TypeError(f"{m.name} returned {type(new).__name__}; a method must return the unlearned model.")
-    return Unlearned(new.eval(), m.name, {**chosen, 'batch_size': view.batch_size}, seed, seconds, dict(run.cost), run.log, provenance(device_of(new)))
+    if not isinstance(new, nn.Module):
+        raise TypeError(f"{m.name} returned {type(new).__name__}; a method must return the unlearned model.")
+    return Unlearned(new.eval(), m.name, {**chosen, 'batch_size': view.batch_size}, seed, seconds, dict(run.cost),
+                     run.log, provenance(device_of(new)))
 
 # %% ../../nbs/methods/00_core.ipynb #0bbb0a40
 def _settings(m, recipe, hparams):
     "Hyper-parameters from defaults, recipe and caller, later ones winning; and the recipe's batch size."
-    if odd := [k for k in hparams if k not in m.defaults]: raise TypeError(unknown(f'{m.name} hyper-parameter', odd[0], m.defaults))
-    if recipe is not None and recipe not in m.recipes: raise ValueError(unknown(f'recipe of {m.name}', recipe, m.recipes))
+    if odd := [k for k in hparams if k not in m.defaults]:
+        raise TypeError(unknown(f'{m.name} hyper-parameter', odd[0], m.defaults))
+    if recipe is not None and recipe not in m.recipes:
+        raise ValueError(unknown(f'recipe of {m.name}', recipe, m.recipes))
     r = dict(m.recipes[recipe]) if recipe else {}
     r.pop('source', None)
     size = r.pop('batch_size', None)
@@ -194,13 +205,14 @@ def unlearn(
 # %% ../../nbs/methods/00_core.ipynb #3d8b6eb4
 def masked(
     base: str | Callable,  # Name, or an unlearning function
-    mask: dict[str, Tensor] | Callable,  # Parameter name → bool tensor of its shape, True where it may move; or `fn(model, task) -> mask`
+    mask: dict[str, Tensor] | Callable,  # Parameter name → where it may move; or a function of model and task
 ) -> Callable:             # An unlearning function with the hyper-parameters of `base`
     "The method `base`, moving only the weights that `mask` lets through; parameters that it does not name stand still."
     m = get_method(base)
     def fn(model, task, **hparams):
         with running(mask=mask(model, task) if callable(mask) else mask): return m.fn(model, task, **hparams)
-    fn.__name__, fn.__doc__, fn.__signature__ = f'masked_{m.name}', f'{m.title}, moving only masked-in weights.', inspect.signature(m.fn)
+    fn.__name__, fn.__doc__, fn.__signature__ = (f'masked_{m.name}', f'{m.title}, moving only masked-in weights.',
+                                                 inspect.signature(m.fn))
     fn.method = Method(fn, f'{m.title}, masked', m.paper, m.needs, m.recipes)
     return fn
 
@@ -218,14 +230,18 @@ def check_method(
     name = first.method
     def fail(text): raise ValueError(f"{name} breaks the contract of a method: {text}")
     if odd := [k for k, v in _fingerprint(task).items() if v != before[k]]:
-        fail(f"it changed {odd[0]}, weights or buffers. Only the `model` that it is given may change; for a teacher use `task.model` as it is.")
+        fail(f"it changed {odd[0]}, weights or buffers. Only the `model` that it is given may change; for a teacher "
+             f"use `task.model` as it is.")
     state, start = first.model.state_dict(), task.model.state_dict()
     if set(state) != set(start): fail("the returned model has other parameters than the one it was given.")
     if not set(changed(start, state)) & {n for n, _ in first.model.named_parameters()}:
-        fail("no weight of the returned model differs from the original. Does the optimiser hold the weights of the model that is returned?")
-    if odd := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]: fail(f"{odd[0]} is not finite.")
+        fail("no weight of the returned model differs from the original. Does the optimiser hold the weights of the "
+             "model that is returned?")
+    if odd := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
+        fail(f"{odd[0]} is not finite.")
     if odd := changed(state, second.model.state_dict()):
-        fail(f"two runs with one seed differ, in {odd[0]}. Draw random numbers from torch, NumPy or `random` only, and leave seeding to `solve`.")
+        fail(f"two runs with one seed differ, in {odd[0]}. Draw random numbers from torch, NumPy or `random` only, and "
+             f"leave seeding to `solve`.")
     return {p: share_correct(*predict(first.model, task.loader(p, train=False))) for p in ('forget', 'retain', 'test')}
 
 # %% ../../nbs/methods/00_core.ipynb #e9dc65d3
@@ -233,15 +249,19 @@ def check_method(
 def _check_task(): return digits_task(seed=0, epochs=30)
 
 def _fingerprint(task):
-    data = {f'the {p} images': digest(d.pixels, d.labels, d.ids) for p in PARTS if hasattr(d := getattr(task, p), 'pixels')}
-    return {**{k: digest(m) for k, m in (('the original model (the teacher)', task.model), ('the gold model', task.gold)) if m is not None}, **data}
+    data = {f'the {p} images': digest(d.pixels, d.labels, d.ids) for p in PARTS
+            if hasattr(d := getattr(task, p), 'pixels')}
+    return {**{k: digest(m) for k, m in (('the original model (the teacher)', task.model),
+                                         ('the gold model', task.gold)) if m is not None}, **data}
 
 @contextmanager
 def _no_seeding():
     "A method that seeds is an error; `solve` does that for it."
     places = [(torch, 'manual_seed'), (random, 'seed'), (np.random, 'seed')]
     kept = [getattr(*p) for p in places]
-    def refuse(*args): raise ValueError("The method sets a seed. Leave that to `solve`: a seed inside makes all seeds outside the same.")
+    def refuse(*args):
+        raise ValueError("The method sets a seed. Leave that to `solve`: a seed inside makes all seeds outside the "
+                         "same.")
     def guarded(real): return lambda *args: real(*args) if _caller_is_core() else refuse()
     for (o, n), real in zip(places, kept): setattr(o, n, guarded(real))
     try: yield

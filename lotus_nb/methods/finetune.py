@@ -16,12 +16,15 @@ from ..parts import sgd
 
 # %% ../../nbs/methods/01_finetune.ipynb #f0b02520
 _RECIPES = {
-    'lotus-paper-resnet18': dict(epochs=10, lr=1e-3, momentum=.9, wd=5e-4, batch_size=128, source='LoTUS supplement, Sec. 7'),
+    'lotus-paper-resnet18': dict(epochs=10, lr=1e-3, momentum=.9, wd=5e-4, batch_size=128,
+                                 source='LoTUS supplement, Sec. 7'),
     'lotus-paper-vit': dict(epochs=3, lr=1e-3, momentum=.9, wd=5e-4, batch_size=32, source='LoTUS supplement, Sec. 7'),
     'scrub-small': dict(epochs=10, lr=1e-2, momentum=0., wd=0., source="SCRUB authors' notebooks"),
     'ssd': dict(epochs=5, lr=2e-2, momentum=.9, wd=5e-4, batch_size=128, source="SSD authors' repository"),
-    'mufac': dict(epochs=2, lr=1e-3, momentum=0., wd=0., batch_size=64, source='MUFAC notebook (which leaves BatchNorm in eval mode)'),
-    'digits': dict(epochs=10, lr=.2, momentum=.9, wd=5e-4, batch_size=64, source='this library: least Avg Gap on seeds 100 to 104, which no table uses'),
+    'mufac': dict(epochs=2, lr=1e-3, momentum=0., wd=0., batch_size=64,
+                  source='MUFAC notebook (which leaves BatchNorm in eval mode)'),
+    'digits': dict(epochs=10, lr=.2, momentum=.9, wd=5e-4, batch_size=64,
+                   source='this library: least Avg Gap on seeds 100 to 104, which no table uses'),
 }
 
 @method('Finetuning', 'https://arxiv.org/abs/1911.04933', needs=('retain',), recipes=_RECIPES)

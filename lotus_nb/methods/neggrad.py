@@ -24,7 +24,8 @@ def contrast(model, b, beta: float):
 _RECIPES = {
     'scrub-small': dict(epochs=10, lr=1e-2, beta=.95, source='Kurmanji et al., small scale (CIFAR-5, Lacuna-5)'),
     'scrub-mia': dict(epochs=5, lr=1e-2, beta=.9999, source="SCRUB authors' MIA and CIFAR-100 notebooks"),
-    'digits': dict(epochs=10, lr=.1, beta=.8, batch_size=64, source='this library: least Avg Gap on seeds 100 to 104, which no table uses'),
+    'digits': dict(epochs=10, lr=.1, beta=.8, batch_size=64,
+                   source='this library: least Avg Gap on seeds 100 to 104, which no table uses'),
 }
 
 @method('NegGrad+', 'https://arxiv.org/abs/2302.09880', recipes=_RECIPES)
@@ -35,7 +36,9 @@ def neggrad(model, task, *,
     beta: float = .95,     # Weight of the retain loss, from 0 to 1; the forget loss has 1 − beta
 ):
     "Descend on retain and ascend on forget images in the same step."
-    if not 0 <= beta <= 1: raise ValueError(f"`beta` is {beta}; it must lie between 0 (ascent only) and 1 (finetuning).")
+    if not 0 <= beta <= 1:
+        raise ValueError(f"`beta` is {beta}; it must lie between 0 (ascent only) and 1 (finetuning).")
     loop = Loop(model, sgd(model, lr, wd=wd))
-    for _ in loop.epochs(epochs): loop.run(side_by_side(task.loader('retain'), task.loader('forget')), lambda m, b: contrast(m, b, beta))
+    for _ in loop.epochs(epochs):
+        loop.run(side_by_side(task.loader('retain'), task.loader('forget')), lambda m, b: contrast(m, b, beta))
     return model

@@ -14,7 +14,7 @@ from .core import Evidence, metric
 
 # %% ../../nbs/metrics/01_accuracy.ipynb #8b11831b
 def accuracy(
-    ev: Evidence,
+    ev: Evidence,  # Of one model
     *parts: str,  # Taken together
 ) -> float:       # In [0, 1]
     "Share of images whose most likely class is their label."

@@ -41,13 +41,18 @@ class Evidence:
     def __post_init__(self):
         for p, z in self.logits.items():
             if p not in PARTS: raise ValueError(unknown('part', p, PARTS))
-            if z.ndim != 2 or not len(z): raise ValueError(f"Logits of the {p} part have shape {z.shape}; they must be (N, K) with at least one row.")
+            if z.ndim != 2 or not len(z):
+                raise ValueError(f"Logits of the {p} part have shape {z.shape}; they must be (N, K) with at least one "
+                                 f"row.")
             if not len(z) == len(self.labels[p]) == len(self.ids[p]):
-                raise ValueError(f"The {p} part has {len(z)} rows of logits, {len(self.labels[p])} labels and {len(self.ids[p])} ids; they must match one to one.")
+                raise ValueError(f"The {p} part has {len(z)} rows of logits, {len(self.labels[p])} labels and "
+                                 f"{len(self.ids[p])} ids; they must match one to one.")
             if bad := int((~np.isfinite(z)).any(1).sum()):
-                raise ValueError(f"{bad} of {len(z)} answers about the {p} part are not finite. No metric of them would mean anything: look at the model.")
+                raise ValueError(f"{bad} of {len(z)} answers about the {p} part are not finite. No metric of them "
+                                 f"would mean anything: look at the model.")
             if not 0 <= self.labels[p].min() <= self.labels[p].max() < z.shape[1]:
-                raise ValueError(f"Labels of the {p} part reach from {self.labels[p].min()} to {self.labels[p].max()}; they must lie in 0…{z.shape[1] - 1}.")
+                raise ValueError(f"Labels of the {p} part reach from {self.labels[p].min()} to {self.labels[p].max()}; "
+                                 f"they must lie in 0…{z.shape[1] - 1}.")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -88,7 +93,7 @@ def evidence(
     task: UnlearnTask,
     parts: Sequence[str] | None = None,  # None takes all that the task holds
     *,
-    amp: bool = False,                   # bf16 autocast: faster where the hardware has it; logits then carry about 3 digits
+    amp: bool = False,  # bf16 autocast: faster where the hardware has it; logits then carry about 3 digits
 ) -> Evidence:
     "Run a model over each part once: eval mode, in order, without augmentation."
     parts = [p for p in PARTS if task.has(p)] if parts is None else parts
@@ -108,7 +113,8 @@ def save_evidence(ev: Evidence, file: str | Path) -> Path:
     "Write evidence as `.npz`, whole or not at all."
     file = Path(file).with_suffix('.npz')
     arrays = {f'{k}.{p}': a for k in ('logits', 'labels', 'ids') for p, a in getattr(ev, k).items()}
-    with atomic(file) as tmp, open(tmp, 'wb') as f: np.savez(f, **arrays, facts=np.array([ev.model, ev.transform, ev.dtype]))
+    with atomic(file) as tmp, open(tmp, 'wb') as f:
+        np.savez(f, **arrays, facts=np.array([ev.model, ev.transform, ev.dtype]))
     return file
 
 def load_evidence(file: str | Path) -> Evidence:
@@ -116,7 +122,8 @@ def load_evidence(file: str | Path) -> Evidence:
     try:
         with np.load(file, allow_pickle=False) as z:
             parts = [k.split('.')[1] for k in z if k.startswith('logits.')]
-            return Evidence(*({p: z[f'{k}.{p}'] for p in parts} for k in ('logits', 'labels', 'ids')), *map(str, z['facts']))
+            return Evidence(*({p: z[f'{k}.{p}'] for p in parts} for k in ('logits', 'labels', 'ids')),
+                            *map(str, z['facts']))
     except (OSError, KeyError, ValueError, EOFError) as e:
         raise ValueError(f"'{file}' holds no evidence ({e}). Give a file that `save_evidence` wrote.") from None
 
@@ -129,7 +136,8 @@ def answers(
     for name, ev in evidence.items():
         for p in ev.parts:
             lp, y = ev.log_probs(p), ev.labels[p]
-            frames.append(pd.DataFrame(dict(model=name, part=p, id=ev.ids[p], label=y, entropy=entropy(lp), confidence=confidence(lp, y), correct=lp.argmax(1) == y)))
+            frames.append(pd.DataFrame(dict(model=name, part=p, id=ev.ids[p], label=y, entropy=entropy(lp),
+                                            confidence=confidence(lp, y), correct=lp.argmax(1) == y)))
     return pd.concat(frames, ignore_index=True)
 
 # %% ../../nbs/metrics/00_core.ipynb #55eef5f6
@@ -164,8 +172,10 @@ def metric(
     "Register the decorated function of evidence as a metric under its own name."
     def deco(fn):
         m = Metric(fn, title, unit, tuple(parts), best)
-        if odd := set(m.refs) - set(_shown): raise TypeError(f"{m.name} asks for something else: " + unknown('argument', sorted(odd)[0], _shown))
-        if best not in (known := ('gold', 'low', 'high', 'none')): raise ValueError(unknown('value of `best`', best, known))
+        if odd := set(m.refs) - set(_shown):
+            raise TypeError(f"{m.name} asks for something else: " + unknown('argument', sorted(odd)[0], _shown))
+        if best not in (known := ('gold', 'low', 'high', 'none')):
+            raise ValueError(unknown('value of `best`', best, known))
         _registry[m.name] = m
         return fn
     return deco
@@ -196,9 +206,13 @@ def measure(
     rows, missing = [], {}
     for name in list_metrics() if metrics is None else metrics:
         m = get_metric(name)
-        if lack := [r for r in m.refs if seen.get(r) is None]: missing[name] = f"needs the {' and the '.join(lack)} {'record' if lack == ['run'] else 'model'}"
-        elif lack := [p for p in m.parts if not seen['new'].has(p)]: missing[name] = f"needs {' and '.join(lack)} images"
-        else: rows.append((name, float(m.fn(**{r: seen[r] for r in m.refs})), m.unit, len(seen['new'].labels[m.parts[0]]) if m.parts else 1))
+        if lack := [r for r in m.refs if seen.get(r) is None]:
+            missing[name] = f"needs the {' and the '.join(lack)} {'record' if lack == ['run'] else 'model'}"
+        elif lack := [p for p in m.parts if not seen['new'].has(p)]:
+            missing[name] = f"needs {' and '.join(lack)} images"
+        else:
+            rows.append((name, float(m.fn(**{r: seen[r] for r in m.refs})), m.unit,
+                         len(seen['new'].labels[m.parts[0]]) if m.parts else 1))
     return pd.DataFrame(rows, columns=['metric', 'value', 'unit', 'n']), missing
 
 # %% ../../nbs/metrics/00_core.ipynb #830029d0
@@ -207,7 +221,8 @@ def reinit(model: nn.Module, seed: int = 0) -> nn.Module:
     new, done = student_of(model), set()
     with seeded(seed), torch.no_grad():
         for m in new.modules():
-            if hasattr(m, 'reset_parameters'): m.reset_parameters(); done |= {id(p) for p in m.parameters(recurse=False)}
+            if hasattr(m, 'reset_parameters'):
+                m.reset_parameters(); done |= {id(p) for p in m.parameters(recurse=False)}
         for p in new.parameters():
             if id(p) not in done: p.normal_(0, .02)
     return new.eval()
@@ -222,7 +237,8 @@ def reference(
     if which not in (known := ('original', 'gold', 'random')): raise ValueError(unknown('reference', which, known))
     if which == 'gold' and task.gold is None: return None
     if (which, amp) not in task.memo:
-        model = {'original': lambda: task.model, 'gold': lambda: task.gold, 'random': lambda: reinit(task.model)}[which]()
+        model = {'original': lambda: task.model, 'gold': lambda: task.gold,
+                 'random': lambda: reinit(task.model)}[which]()
         task.memo[which, amp] = evidence(model, task, ['forget'] if which == 'random' else None, amp=amp)
     return task.memo[which, amp]
 
@@ -251,7 +267,8 @@ class Report:
     def to_json(self) -> str:
         "Everything but the evidence, as JSON."
         return json.dumps(dict(schema='lotus_nb.report', version=1, facts=self.facts, missing=self.missing,
-                               rows=self.frame.to_dict('records'), references=self.references.to_dict('records')), indent=1, default=str)
+                               rows=self.frame.to_dict('records'), references=self.references.to_dict('records')),
+                          indent=1, default=str)
 
     def to_html(self) -> str:
         "A self-contained page with figures."
@@ -273,13 +290,17 @@ def evaluate(
     "Judge an unlearned model on all parts of a task, beside the original and, where there is one, gold."
     u = new if isinstance(new, Unlearned) else Unlearned(new, 'model', {}, 0, float('nan'))
     with doing('evaluating'):
-        found = dict(new=evidence(u.model, task, amp=amp), **{k: reference(task, k, amp=amp) for k in ('original', 'gold', 'random')})
+        found = dict(new=evidence(u.model, task, amp=amp),
+                     **{k: reference(task, k, amp=amp) for k in ('original', 'gold', 'random')})
         _same_images(found)
         rows, missing = measure(metrics, **found, run=u if u.cost else None)
         refs = [_reference_rows(task, which, found, metrics, u.seed) for which in ('original', 'gold') if found[which]]
-    facts = dict(sizes={p: len(y) for p, y in found['new'].labels.items()}, forget_ids=digest(found['new'].ids['forget']), model=found['new'].model,
-                 original=found['original'].model, dtype=found['new'].dtype, method=u.method, hparams=u.hparams, seed=u.seed, **u.provenance)
-    return Report(_stamp(rows, task.name, u.method, u.seed, u.hparams), pd.concat(refs, ignore_index=True), missing, found, facts)
+    facts = dict(sizes={p: len(y) for p, y in found['new'].labels.items()},
+                 forget_ids=digest(found['new'].ids['forget']), model=found['new'].model,
+                 original=found['original'].model, dtype=found['new'].dtype, method=u.method, hparams=u.hparams,
+                 seed=u.seed, **u.provenance)
+    return Report(_stamp(rows, task.name, u.method, u.seed, u.hparams), pd.concat(refs, ignore_index=True), missing,
+                  found, facts)
 
 def _reference_rows(task, which, found, metrics, seed):
     "Rows of the original, under the name no-op, or of gold, with what its retraining cost."
@@ -295,4 +316,5 @@ def _stamp(rows, task, method, seed, hparams):
 def _same_images(found):
     for k, e in found.items():
         if e is not None and any(not np.array_equal(e.ids[p], found['new'].ids[p]) for p in e.parts):
-            raise ValueError(f"The evidence of the {k} model is about other images than that of the new one. Compute both from one task.")
+            raise ValueError(f"The evidence of the {k} model is about other images than that of the new one. Compute "
+                             f"both from one task.")

@@ -41,7 +41,8 @@ def _logs(a, name, log):
     if a.ndim != 2: raise ValueError(f"`{name}` is {a.shape}; it must be (N, K).")
     off = np.abs((np.exp(a) if log else a).sum(1) - 1).max()
     if off > 1e-3 or not log and (a < 0).any():
-        raise ValueError(f"Rows of `{name}` must sum to 1 and not be negative (the worst sum is off by {off:.2g}). Did you pass logits? Take their softmax first, or pass "
+        raise ValueError(f"Rows of `{name}` must sum to 1 and not be negative (the worst sum is off by {off:.2g}). Did "
+                         f"you pass logits? Take their softmax first, or pass "
                          "`log_probs(logits)` with `log=True`.")
     with np.errstate(divide='ignore'): return a if log else np.log(a)
 
@@ -72,7 +73,7 @@ def jsd_as_published(new, gold):
 def class_means(
     log_p: np.ndarray,  # (N, K) log probabilities
     y: np.ndarray,      # (N,) labels
-    classes: np.ndarray,
+    classes: np.ndarray,  # (C,) labels to average over
 ) -> np.ndarray:        # (C, K): rows sum to 1
     "Mean answer about the images of each class."
     return np.stack([np.exp(log_p[y == c]).mean(0) for c in classes])
@@ -80,7 +81,9 @@ def class_means(
 def _paired_means(new, original):
     (yf, yu) = (new.labels['forget'], original.labels['test'])
     classes = np.intersect1d(yf, yu)
-    if not len(classes): raise ValueError("No class occurs both in the forget and in the test images, so RF-JSD cannot compare any. Give test images of the classes to forget.")
+    if not len(classes):
+        raise ValueError("No class occurs both in the forget and in the test images, so RF-JSD cannot compare any. "
+                         "Give test images of the classes to forget.")
     return class_means(new.log_probs('forget'), yf, classes), class_means(original.log_probs('test'), yu, classes)
 
 @metric('RF-JSD', unit='nats', parts=('forget', 'test'))
