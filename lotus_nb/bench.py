@@ -46,8 +46,8 @@ def bench(
     else:
         for i, done in enumerate(as_completed([executor.submit(run, *job, at=i) for i, job in enumerate(jobs)])):
             done.result(); tell(i + 1, len(jobs))
-    frame = pd.concat([_rows(_cell(out, *job, *how, metrics), job[0]) for job in jobs
-                       for how in [*_references, *plan]], ignore_index=True)
+    frame = pd.concat([_rows(_cell(out, *job, *how, metrics), job[0])
+                       for job in jobs for how in [*_references, *plan]], ignore_index=True)
     if (out/'ckpt').is_dir() and not any((out/'ckpt').iterdir()): (out/'ckpt').rmdir()
     with atomic(out/'results.csv') as tmp: frame.to_csv(tmp, index=False)
     return frame
@@ -95,8 +95,8 @@ def _job(name, make, seed, *, plan, out, metrics, amp, keep_models, at, total):
 
 def _write(file, frame, report):
     with atomic(file) as tmp:
-        tmp.write_text(json.dumps(dict(rows=frame.to_dict('records'), missing=report.missing, facts=report.facts),
-                                  default=str))
+        tmp.write_text(json.dumps(
+            dict(rows=frame.to_dict('records'), missing=report.missing, facts=report.facts), default=str))
 
 def _write_references(task, report, cells, name, seed, out):
     for label, _, _, file in cells:

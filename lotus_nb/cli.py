@@ -19,8 +19,8 @@ import typer
 # %% ../nbs/bench/03_cli.ipynb #6ab79620
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   rich_markup_mode='markdown',
-                  help='Make a trained image classifier forget chosen training images, and show how well it '
-                       'forgot.\n\nStart with `lotus-nb demo`.')
+                  help='Make a trained image classifier forget chosen training images, and show how well it forgot.\n'
+                       '\nStart with `lotus-nb demo`.')
 _state = {'debug': False}
 
 @app.callback()
@@ -38,7 +38,8 @@ def _friendly():
     "One sentence for the user's mistakes; how to go on after an interruption."
     try: yield
     except KeyboardInterrupt:
-        print('\nStopped. The same command goes on from here.', file=sys.stderr); raise typer.Exit(130)
+        print('\nStopped. The same command goes on from here.', file=sys.stderr)
+        raise typer.Exit(130)
     except (ValueError, TypeError, FileNotFoundError, PermissionError, FloatingPointError) as e:
         if _state['debug']: raise
         print(f'Error: {e}', file=sys.stderr); raise typer.Exit(2)
@@ -61,8 +62,8 @@ def _show(frame, out, title, models=None):
     from lotus_nb.figures import plot_summary
     from lotus_nb.report import bench_page, conclusion, table, text_table
     print(text_table(table(frame), width=_width()))
-    print(f'\n* best among the methods: nearest to gold, or lowest for gaps, divergences and '
-          f'time.\n\n{_wrap(conclusion(frame))}\n')
+    print('\n* best among the methods: nearest to gold, or lowest for gaps, divergences and time.\n'
+          f'\n{_wrap(conclusion(frame))}\n')
     with atomic(out/'figure.png') as tmp: plot_summary(frame).savefig(tmp, dpi=150)
     with atomic(out/'report.html') as tmp:
         tmp.write_text(bench_page(frame, title, models or {}, provenance()), encoding='utf-8')
@@ -140,8 +141,8 @@ def image_task(
     splits = digits(seed, device=device) if data == 'digits' else cifar(data, root, seed, device=device, stats=stats)
     positions = _share_or_file(forget)
     if weights is None:
-        return make_task(splits, positions, new, recipe, seed=seed, folder=folder, gold=gold == 'train', name=data,
-                         batch_size=batch_size)
+        return make_task(splits, positions, new, recipe, seed=seed, folder=folder, gold=gold == 'train',
+                         name=data, batch_size=batch_size)
     leave, keep = split_forget(splits.train, positions, seed)
     if gold == 'train':
         raise ValueError("Gold must come from the recipe that the original came from. Without `--weights` both are "
@@ -180,12 +181,12 @@ def run(
     data: Annotated[Data, typer.Option(help='Data set.')] = Data.cifar10,
     root: Annotated[Optional[Path], typer.Option(help='Folder with the data: torchvision\'s download, or image '
                                                       'archives. Default: $LOTUS_DATA, or ~/.lotus_nb/data.')] = None,
-    model: Annotated[str, typer.Option(help='Model, by any name that timm knows; `cifar_resnet20`, `lotus_resnet18`, '
-                                            '`small_cnn` are ours.')] = 'cifar_resnet20',
+    model: Annotated[str, typer.Option(help='Model, by any name that timm knows; `cifar_resnet20`, '
+                                            '`lotus_resnet18`, `small_cnn` are ours.')] = 'cifar_resnet20',
     weights: Annotated[Optional[Path], typer.Option(help='Weights of the original model (safetensors, or a torch file '
                                                          'without code). Without them it is trained.')] = None,
-    gold: Annotated[Optional[str], typer.Option(help="Weights of gold, or 'train'. Without it, distances from gold are "
-                                                     "left out.")] = None,
+    gold: Annotated[Optional[str], typer.Option(help="Weights of gold, or 'train'. "
+                                                     "Without it, distances from gold are left out.")] = None,
     method: Annotated[Optional[List[str]],
                       typer.Option(help='Method; may be given several times. `lotus-nb methods` lists them.')] = None,
     forget: Annotated[str, typer.Option(help='What to forget: a share, drawn within classes, or a file of positions '
@@ -254,8 +255,8 @@ def recipes(method: Annotated[str, typer.Argument(help='Name of a method.')]):
     with _friendly():
         from lotus_nb.methods.core import recipes as find
         for name, r in find(method).items():
-            print(f"{name:24} {', '.join(f'{k}={v!r}' for k, v in r.items() if k != 'source')}\n{'':24} "
-                  f"{r.get('source', '')}")
+            print(f"{name:24} {', '.join(f'{k}={v!r}' for k, v in r.items() if k != 'source')}\n"
+                  f"{'':24} {r.get('source', '')}")
 
 def main():
     "Entry point of `lotus-nb`."

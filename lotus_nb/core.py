@@ -84,8 +84,12 @@ def digest(
     h = hashlib.sha256()
     def feed(o):
         if isinstance(o, torch.nn.Module): o = o.state_dict()
-        if isinstance(o, Tensor): o = o.detach().cpu(); o = (o.float() if o.dtype == torch.bfloat16 else o).numpy()
-        if isinstance(o, np.ndarray): h.update(f'{o.dtype}{o.shape}'.encode()); h.update(np.ascontiguousarray(o).data)
+        if isinstance(o, Tensor):
+            o = o.detach().cpu()
+            o = (o.float() if o.dtype == torch.bfloat16 else o).numpy()
+        if isinstance(o, np.ndarray):
+            h.update(f'{o.dtype}{o.shape}'.encode())
+            h.update(np.ascontiguousarray(o).data)
         elif isinstance(o, dict):
             for k in sorted(o, key=str): h.update(f'{k}='.encode()); feed(o[k])
         elif isinstance(o, (list, tuple)):
@@ -138,9 +142,8 @@ def writable(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder): pass
     except OSError as e:
-        raise PermissionError(f"Cannot write to the output folder '{folder}' ({e.strerror}). Choose another folder, or "
-                              f"make this one "
-                              "writable. Nothing has been computed yet.") from None
+        raise PermissionError(f"Cannot write to the output folder '{folder}' ({e.strerror}). Choose another folder, "
+                              "or make this one writable. Nothing has been computed yet.") from None
     return folder
 
 # %% ../nbs/engine/00_core.ipynb #2eef4c28
@@ -227,8 +230,8 @@ def _commit():
     "Revision of the source tree this package is imported from, None outside of one; `+` marks uncommitted changes."
     here = Path(__file__).resolve().parent if '__file__' in globals() else Path.cwd()
     def git(*a):
-        return subprocess.run(['git', '-C', str(here), *a], capture_output=True, text=True, timeout=5,
-                              check=True).stdout.strip()
+        return subprocess.run(['git', '-C', str(here), *a],
+                              capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     try:
         # installed below someone else's repository?
         git('ls-files', '--error-unmatch', str(here/'core.py') if '__file__' in globals() else '.')

@@ -98,8 +98,8 @@ class DlImages:
 def _read(dl, row):
     item = dl.do_item(row)
     if item is None:
-        raise ValueError(f"Item {row} is one that the loader skips (`SkipItemException`). Take such items out of the "
-                         f"data set.")
+        raise ValueError(f"Item {row} is one that the loader skips (`SkipItemException`). "
+                         "Take such items out of the data set.")
     x, y = dl.after_batch(dl.do_batch([item]))
     return x[0].as_subclass(Tensor), int(y[0])
 
@@ -112,8 +112,8 @@ def _read_all(images, device, workers):
             rows = slice(done, done := done + len(xs))
             x[rows], y[rows] = xs.as_subclass(Tensor).to(device), ys.as_subclass(Tensor)
     if done != n:
-        raise ValueError(f"The loader skips {n - done} of {n} items (`SkipItemException`). Take them out of the data "
-                         f"set.")
+        raise ValueError(f"The loader skips {n - done} of {n} items (`SkipItemException`). "
+                         "Take them out of the data set.")
     return replace(images, pixels=x, labels=y)
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #2946e45f
@@ -135,9 +135,8 @@ def dl_images(
     images = DlImages(own, torch.arange(n), labels, tuple(map(str, getattr(dl, 'vocab', ()))), source=f'dl{id(dl)}')
     x, _ = images[0]
     if not x.is_floating_point():
-        raise ValueError(f"The loader's batches hold images of {x.dtype}; a model needs floats. Add `IntToFloatTensor` "
-                         f"to the batch transforms "
-                         "(an `ImageBlock` does).")
+        raise ValueError(f"The loader's batches hold images of {x.dtype}; a model needs floats. "
+                         "Add `IntToFloatTensor` to the batch transforms (an `ImageBlock` does).")
     if resident is None: resident = n*x.numel()*4 <= HELD_BYTES
     return _read_all(images, device, workers) if resident else images
 
@@ -145,15 +144,13 @@ def dl_images(
 def _check_loader(dl):
     if not isinstance(dl, TfmdDL):
         raise TypeError(f"The loader is {type(dl).__module__}.{type(dl).__name__}; it must be a fastai `TfmdDL`. For "
-                        f"other data use `lotus_nb.unlearn`, "
-                        "which takes any map-style dataset of (float tensor, int).")
+                        "other data use `lotus_nb.unlearn`, which takes any map-style dataset of (float tensor, int).")
     if not dl.indexed:
-        raise TypeError(f"The loader reads {type(dl.dataset).__name__}, which has no positions; unlearning must be "
-                        f"able to pick single images.")
+        raise TypeError(f"The loader reads {type(dl.dataset).__name__}, which has no positions; "
+                        "unlearning must be able to pick single images.")
     if not len(dl.dataset):
-        raise ValueError("The loader holds no images. (An exported Learner has none: take the one that was trained, or "
-                         "give it `dls` with the "
-                         "training images.)")
+        raise ValueError("The loader holds no images. (An exported Learner has none: "
+                         "take the one that was trained, or give it `dls` with the training images.)")
 
 def _check_item(item):
     if not isinstance(item, tuple) or len(item) != 2:
@@ -161,12 +158,11 @@ def _check_item(item):
         raise ValueError(f"An item of the loader is {got}; it must be a pair (image, class).")
     x, y = item
     if not isinstance(x, Tensor) or x.dim() != 3:
-        raise ValueError(f"The loader's images are {_kind(x)}; they must be tensors (C, H, W) after the item "
-                         f"transforms. Add `ToTensor`.")
+        raise ValueError(f"The loader's images are {_kind(x)}; "
+                         "they must be tensors (C, H, W) after the item transforms. Add `ToTensor`.")
     if isinstance(y, Tensor) and (y.dim() or y.is_floating_point() or y.is_complex()) or not hasattr(y, '__index__'):
-        raise ValueError(f"The loader's targets are {_kind(y)}; unlearning here is for classifiers with one class for "
-                         f"each image, given as a whole number. "
-                         "Build the data with a `CategoryBlock`.")
+        raise ValueError(f"The loader's targets are {_kind(y)}; unlearning here is for classifiers with one class "
+                         "for each image, given as a whole number. Build the data with a `CategoryBlock`.")
 
 def _kind(o):
     return f"{type(o).__name__} of shape {tuple(o.shape)} and {o.dtype}" if isinstance(o, Tensor) else type(o).__name__
@@ -201,10 +197,9 @@ def dl_augment(
     start = next((i for i, t in enumerate(tfms) if _random(t)), None)
     if start is None: return None
     if odd := [t for t in tfms[start:] if not _random(t) and not isinstance(t, Normalize)]:
-        raise ValueError(f"The batch transform {odd[0].name} comes after a random one and cannot be undone, so the "
-                         f"augmentation cannot be repeated "
-                         "on finished images. Give it an `order` before the random ones, or pass `augment=False`, or a "
-                         "function of your own.")
+        raise ValueError(f"The batch transform {odd[0].name} comes after a random one and cannot be undone, "
+                         "so the augmentation cannot be repeated on finished images. Give it an `order` before "
+                         "the random ones, or pass `augment=False`, or a function of your own.")
     return BatchAugment(tfms[start:], type(_in_validation(dl).do_item(0)[0]))
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #5690637d
@@ -215,8 +210,8 @@ def forget_positions(
     "Where in the training set the items to forget stand."
     n = _n_train(dls)
     if forget is None:
-        raise ValueError("Name what to forget: positions in `dls.train_ds`, items of it such as paths, or a function "
-                         "item → bool.")
+        raise ValueError("Name what to forget: "
+                         "positions in `dls.train_ds`, items of it such as paths, or a function item → bool.")
     if isinstance(forget, (str, os.PathLike)): forget = [forget]
     if callable(forget): return _chosen(forget, _items(dls.train_ds), n)
     forget = forget.tolist() if hasattr(forget, 'tolist') else list(forget)
@@ -252,8 +247,8 @@ def _key(item, root=''):
 def _place(item, where, root):
     try: return next((where[k] for k in (_key(item), _key(item, root)) if k in where), None)
     except TypeError:
-        raise TypeError(f"{type(item).__name__} items cannot be looked up. Give positions, or a function "
-                        "item → bool.") from None
+        raise TypeError(f"{type(item).__name__} items cannot be looked up. "
+                        "Give positions, or a function item → bool.") from None
 
 def _absent(bad, dls):
     "Say which items are no training items, and what may have been meant."
@@ -300,8 +295,8 @@ def task_from_learner(
 ) -> UnlearnTask:
     "A task from a Learner and the items to forget."
     if not isinstance(learn, Learner):
-        raise TypeError(f"`learn` is {type(learn).__name__}; it must be a fastai `Learner`. For a plain model use "
-                        f"`task_from_dls`.")
+        raise TypeError(f"`learn` is {type(learn).__name__}; "
+                        "it must be a fastai `Learner`. For a plain model use `task_from_dls`.")
     return task_from_dls(learn.model, learn.dls, forget, **options)
 
 # %% ../nbs/bench/04_fastai_bridge.ipynb #fe20c201
@@ -322,8 +317,8 @@ def _with_model(learn, model, dls):
     new = object.__new__(type(learn))
     own = {id(learn): new, id(learn.model): model, id(learn.dls): dls,
            **{id(a): b for a, b in zip(learn.model.parameters(), model.parameters())}}
-    facts = ('loss_func', 'opt_func', 'splitter', 'metrics', 'lr', 'path', 'model_dir', 'wd', 'wd_bn_bias', 'train_bn',
-             'moms')
+    facts = ('loss_func', 'opt_func', 'splitter', 'metrics', 'lr', 'path', 'model_dir',
+             'wd', 'wd_bn_bias', 'train_bn', 'moms')
     cbs, facts = deepcopy((list(learn.cbs), {k: getattr(learn, k) for k in facts}), own)
     Learner.__init__(new, dls, model, cbs=cbs, default_cbs=False, **facts)
     return new
@@ -348,8 +343,8 @@ def unlearn(self: Learner,
     "A new Learner whose model has forgotten these items, and whose training loader is without them."
     method = get_method(method)        # a mistaken name is found before any image is read
     with seeded(seed):                 # fastai draws a seed for each loader
-        task = task_from_learner(self, forget, val=val, augment=augment, resident=resident, twins=twins,
-                                 workers=workers)
+        task = task_from_learner(self, forget, val=val, augment=augment,
+                                 resident=resident, twins=twins, workers=workers)
         record = solve(task, method, seed=seed, recipe=recipe, batch_size=batch_size, ckpt=ckpt, **hparams)
         new = _with_model(self, record.model, _without(self.dls, task.forget.ids))
     new.unlearned = record

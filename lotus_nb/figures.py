@@ -46,8 +46,8 @@ def plot_bars(
         ax.plot(v, [i]*len(v), '.', c='k', ms=3, alpha=.7)
     if 'gold' in order:
         ax.axvline(rows.value[rows.method == 'gold'].mean(), c=STYLE['references']['gold'], lw=1, zorder=0)
-    ax.set(yticks=range(len(order)), yticklabels=order, xlabel=rows.unit.iloc[0] if len(rows) else '',
-           title=title or metric)
+    ax.set(yticks=range(len(order)), yticklabels=order,
+           xlabel=rows.unit.iloc[0] if len(rows) else '', title=title or metric)
     ax.invert_yaxis()
     return ax
 

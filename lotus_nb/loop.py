@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .core import Batch, atomic, doing, rng_state, set_rng_state, tell
 
@@ -32,9 +33,34 @@ def device_of(model: nn.Module) -> torch.device:
     "Device of the model's first parameter."
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
-# %% ../nbs/engine/01_loop.ipynb #e49d3183
+# %% ../nbs/engine/01_loop.ipynb #2ee3d8a5
+class _SmallMaps(TorchFunctionMode):
+    "Convolutions with at most four output pixels as matrix products."
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.conv2d and not kwargs and len(args) == 7 and (size := _small_output(*args)):
+            return _conv_as_product(*args[:5], size)
+        return func(*args, **(kwargs or {}))
+
+def _small_output(x, w, bias, stride, padding, dilation, groups):
+    "Height and width of the output, if it is small enough and the convolution an ordinary one."
+    if groups != 1 or tuple(dilation) != (1, 1) or isinstance(padding, str) or x.dim() != 4 or w.shape[2:].numel() == 1:
+        return None
+    h, v = ((n + 2*p - k)//s + 1 for n, p, k, s in zip(x.shape[2:], padding, w.shape[2:], stride))
+    return (h, v) if 0 < h*v <= 4 else None
+
+def _conv_as_product(x, w, bias, stride, padding, size):
+    (h, v), (sh, sv), (ph, pv) = size, stride, padding
+    x = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, pv, pv, ph, ph))              # (B, H, W, C)
+    windows = [x[:, i:i + sh*(h - 1) + 1:sh, j:j + sv*(v - 1) + 1:sv]
+               for i in range(w.shape[2]) for j in range(w.shape[3])]
+    z = torch.cat(windows, -1).flatten(0, 2) @ w.permute(2, 3, 1, 0).flatten(0, 2)    # (B·h·v, C_out)
+    if bias is not None: z = z + bias
+    return z.reshape(len(x), h, v, -1).permute(0, 3, 1, 2)
+
+@contextmanager
 def _autocast(device, amp):
-    return torch.autocast(device.type, torch.bfloat16) if amp else nullcontext()
+    if not amp: yield; return
+    with torch.autocast(device.type, torch.bfloat16), _SmallMaps() if device.type == 'cpu' else nullcontext(): yield
 
 def _format(x):
     "Convolutions are fastest in channels-last on both CPU and GPU; other inputs stay as they are."
@@ -80,9 +106,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for m, was in modes: m.training = was
     if moved := [n for n, t, v in state if t._version != v]:
-        raise RuntimeError(f"Evaluating changed {moved[0]}{' and others' if moved[1:] else ''}, so its result depends "
-                           f"on the order of the "
-                           "images. Make the model leave its buffers alone in eval mode.")
+        raise RuntimeError(f"Evaluating changed {moved[0]}{' and others' if moved[1:] else ''}, so its result "
+                           "depends on the order of the images. Make the model leave its buffers alone in eval mode.")
 
 # %% ../nbs/engine/01_loop.ipynb #e6dfc18d
 def predict(
@@ -105,8 +130,8 @@ def predict(
 def _logits(z):
     if isinstance(z, Tensor) and z.dim() == 2: return z
     got = f'shape {tuple(z.shape)}' if isinstance(z, Tensor) else type(z).__name__
-    raise ValueError(f"The model returned {got}; a classifier must return a tensor of logits, (B, K). Wrap it in a "
-                     f"module that does.")
+    raise ValueError(f"The model returned {got}; "
+                     "a classifier must return a tensor of logits, (B, K). Wrap it in a module that does.")
 
 # %% ../nbs/engine/01_loop.ipynb #dec4911c
 def _check_optimiser(model, opt):
@@ -115,9 +140,8 @@ def _check_optimiser(model, opt):
         raise ValueError("The optimiser holds none of the model's parameters, so no step could change the model. "
                          "Build it from `model.parameters()` after any copy of the model.")
     if foreign := sum(id(p) not in own for p in held):
-        raise ValueError(f"The optimiser holds {foreign} parameters that are not the model's. Only the student may be "
-                         f"trained: "
-                         "the original model is the teacher and stays as it is.")
+        raise ValueError(f"The optimiser holds {foreign} parameters that are not the model's. "
+                         "Only the student may be trained: the original model is the teacher and stays as it is.")
 
 def _masked_parameters(model, mask):
     "Triples (parameter, where it may move, values where it may not); what the mask does not name stays whole."
@@ -134,17 +158,16 @@ def _step(loop, batch, loss):
     "One optimiser step on `loss` of `batch`; returns the detached loss."
     with _autocast(loop.device, loop.amp): value = loss(loop.wrapped, batch)
     if not isinstance(value, Tensor) or value.dim():
-        raise ValueError(f"The loss must return one number as a tensor, not "
-                         f"{getattr(value, 'shape', type(value).__name__)}. Take its mean.")
+        raise ValueError("The loss must return one number as a tensor, "
+                         f"not {getattr(value, 'shape', type(value).__name__)}. Take its mean.")
     if not value.requires_grad:
         raise ValueError("The loss does not depend on the model's parameters, so no step could change the model. "
-                         "Compute it from the model "
-                         "that the loss receives as its first argument.")
+                         "Compute it from the model that the loss receives as its first argument.")
     loop.accelerator.backward(value) if loop.accelerator else value.backward()
     if all(p.grad is None for g in loop.opt.param_groups for p in g['params']):
-        raise ValueError("The loss left no gradient in the parameters that the optimiser holds, so no step could "
-                         "change the model. Compute it "
-                         "from the model that the loss receives as its first argument, not from another copy.")
+        raise ValueError("The loss left no gradient in the parameters that the optimiser holds, "
+                         "so no step could change the model. Compute it from the model that the loss receives "
+                         "as its first argument, not from another copy.")
     for p, may, _ in loop.masked:
         if p.grad is not None: p.grad.mul_(may)
     loop.opt.step()
@@ -166,8 +189,8 @@ class _Losses:
         sizes = torch.tensor([n for _, n in self.pending])
         if (bad := (~values.isfinite()).nonzero()).numel():
             raise _NotFinite(self.done + int(bad[0]), float(values[bad[0]]))
-        self.sum, self.n, self.done = (self.sum + float((values*sizes).sum()), self.n + int(sizes.sum()),
-                                       self.done + len(sizes))
+        self.sum, self.n, self.done = (
+            self.sum + float((values*sizes).sum()), self.n + int(sizes.sum()), self.done + len(sizes))
         self.pending = []
 
 class _NotFinite(Exception): pass
@@ -217,7 +240,8 @@ class Loop:
             with doing(self.place, announce=False):
                 for i, b in enumerate(_shares(self, batches)):
                     b = b.to(self.device, _format(b.x))
-                    losses.add(_step(self, b, loss), len(b.y)); forget = forget + b.forget.sum()
+                    losses.add(_step(self, b, loss), len(b.y))
+                    forget = forget + b.forget.sum()
                     tell(i + 1, total)
                 losses.look()
         except _NotFinite as e: raise self.stop(*e.args, total) from None
@@ -225,8 +249,7 @@ class Loop:
         if not losses.n: raise ValueError("There are no batches to run over. Is this part of the task empty?")
         _count(self.around.cost, losses.n, int(forget), losses.done)
         self.log.append(dict(epoch=self.epoch, what=getattr(loss, '__name__', 'loss').strip('<>'),
-                             loss=losses.sum/losses.n, n=losses.n,
-                             seconds=time.perf_counter() - start))
+                             loss=losses.sum/losses.n, n=losses.n, seconds=time.perf_counter() - start))
         self.around.log.append(self.log[-1])
         return losses.sum/losses.n
 
@@ -239,9 +262,9 @@ class Loop:
         self.model.load_state_dict(self.good)
         return FloatingPointError(
             f"The loss became {value} in epoch {self.epoch + 1}, batch {batch + 1}{f' of {total}' if total else ''}. "
-            f"The model was put back to "
-            f"{'its state after epoch ' + str(self.epoch) if self.epoch > 0 else 'its first state'}. Lower the "
-            f"learning rate, or look at that batch.")
+            "The model was put back to "
+            f"{'its state after epoch ' + str(self.epoch) if self.epoch > 0 else 'its first state'}. "
+            "Lower the learning rate, or look at that batch.")
 
     def save(self) -> None:
         "Write the checkpoint, if one is wanted."

@@ -70,8 +70,8 @@ def sgd(model: nn.Module, lr: float, momentum: float = 0., wd: float = 0.) -> to
 def _trainable(model, lr):
     if not lr > 0: raise ValueError(f"The learning rate is {lr}; it must be above 0.")
     if ps := [p for p in model.parameters() if p.requires_grad]: return ps
-    raise ValueError("No parameter of the model may be trained: all have `requires_grad=False`. Unfreeze those that "
-                     "may change.")
+    raise ValueError("No parameter of the model may be trained: "
+                     "all have `requires_grad=False`. Unfreeze those that may change.")
 
 # %% ../nbs/engine/03_parts.ipynb #ec07f1b1
 def cycle(

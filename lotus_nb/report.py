@@ -102,10 +102,10 @@ def conclusion(
     who = (f'{near} comes nearest to gold' if closer
            else f'no method comes nearer to gold than leaving the model as it is; {near} comes nearest')
     gap = 'it also has' if small == near else f'{small} has'
-    return (f"{over}, the attack takes {mia.noop:.0%} of the forgotten images for training images before unlearning "
-            f"and {mia.gold:.0%} in a model that never saw them (gold); {who}, with {mia[near]:.0%}, "
-            f"and {gap} the smallest average gap ({s.loc[small, ('avg_gap', 'mean')]:.3f}). This is an average over "
-            f"images: it does not show that no single image can be told.")
+    return (f"{over}, the attack takes {mia.noop:.0%} of the forgotten images for training images before "
+            f"unlearning and {mia.gold:.0%} in a model that never saw them (gold); {who}, with {mia[near]:.0%}, "
+            f"and {gap} the smallest average gap ({s.loc[small, ('avg_gap', 'mean')]:.3f}). "
+            "This is an average over images: it does not show that no single image can be told.")
 
 # %% ../nbs/bench/02_report.ipynb #3885d588
 _CSS = """
@@ -133,8 +133,8 @@ def page(
     *parts: str,  # HTML
 ) -> str:
     "A self-contained HTML page."
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width,initial-scale=1">'
+    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>{html.escape(title)}</title><style>{_CSS}</style></head>'
             f'<body><h1>{html.escape(title)}</h1>{"".join(parts)}</body></html>')
 
@@ -191,8 +191,8 @@ def bench_page(
 
 def _facts(facts):
     if not facts: return ''
-    return (f'<details><summary>What '
-            f'ran</summary><pre>{html.escape(json.dumps(facts, indent=1, default=str))}</pre></details>')
+    return ('<details><summary>What ran</summary>'
+            f'<pre>{html.escape(json.dumps(facts, indent=1, default=str))}</pre></details>')
 
 # %% ../nbs/bench/02_report.ipynb #2f1c0e4c
 def report_page(

@@ -67,9 +67,8 @@ def _pair(data, i):
     if isinstance(x, Tensor) and x.is_floating_point(): return x, int(y)
     got = f'({type(x).__name__}, {type(y).__name__})' if x is not None else type(item).__name__
     if isinstance(x, Tensor): got = f'a tensor of {x.dtype}'
-    raise TypeError(f"Item {i} of {type(data).__name__} is {got}; it must be a pair (float image tensor, integer "
-                    f"label). "
-                    "Add a transform that turns images into normalised float tensors.")
+    raise TypeError(f"Item {i} of {type(data).__name__} is {got}; it must be a pair (float image tensor, "
+                    "integer label). Add a transform that turns images into normalised float tensors.")
 
 # %% ../nbs/engine/02_task.ipynb #b7c50fe1
 @dataclass
@@ -107,8 +106,7 @@ class Loader:
 
     def _read(self, chunks):
         read = torch.utils.data.DataLoader(_Joined(self.parts), batch_sampler=[c.tolist() for c in chunks],
-                                           num_workers=self.workers,
-                                           pin_memory=self.device.type == 'cuda')
+                                           num_workers=self.workers, pin_memory=self.device.type == 'cuda')
         for x, y, forget in read:
             _check_labels(y, self.n_classes, 'a batch')
             yield Batch(x, y, forget).to(self.device)
@@ -145,20 +143,20 @@ class UnlearnTask:
         *parts: str,                    # Among forget, retain, val, test
         frac: float = 1.,               # Share of the retain images, drawn when the loader is made
         train: bool = True,             # Shuffled and augmented, or in order and as they are
-        batch_size: int | None = None,  # Images in a batch; None takes the task's in training, at least 500 otherwise
+        batch_size: int | None = None,  # Images in a batch; None: the task's in training; else 128 (1000 on a GPU)
     ) -> Loader:
         "Batches of these parts, mixed."
-        size = batch_size or (self.batch_size if train else max(self.batch_size, 500))
+        device = device_of(self.model)
+        size = batch_size or (self.batch_size if train else 1000 if device.type == 'cuda' else 128)
         held = [(d := self.part(p), _share(len(d), frac if p == 'retain' else 1.), p == 'forget') for p in parts]
-        return Loader(held, size, train, device_of(self.model), self.n_classes, self.augment, self.workers)
+        return Loader(held, size, train, device, self.n_classes, self.augment, self.workers)
 
     def part(self, name: str) -> Any:
         "The images of one part; an error says what is missing."
         if name not in PARTS: raise ValueError(unknown('part', name, PARTS))
         if (data := getattr(self, name)) is not None: return data
-        raise ValueError(f"This task has no `{name}` data. Pass `{name}=` to `UnlearnTask` (or `unlearn`), or choose a "
-                         f"method that does "
-                         f"not need it (see `list_methods(without='{name}')`).")
+        raise ValueError(f"This task has no `{name}` data. Pass `{name}=` to `UnlearnTask` (or `unlearn`), "
+                         f"or choose a method that does not need it (see `list_methods(without='{name}')`).")
 
     def has(self, name: str) -> bool:
         "Whether the task holds this part, or `gold`."
@@ -182,13 +180,13 @@ def _check_arguments(t):
         data = getattr(t, p)
         if data is None and p in ('val', 'test'): continue
         if not hasattr(data, '__len__') or not hasattr(data, '__getitem__'):
-            raise TypeError(f"`{p}` is {type(data).__name__}; it must be `Images` or a map-style dataset, with `len()` "
-                            f"and indexing. "
-                            "Pass the data set itself, not a `DataLoader` over it.")
-        if not len(data): raise ValueError(f"The {p} set is empty. " + {
-            'forget': 'Name at least one image to forget.',
-            'retain': 'Keep at least one training image, or start from a new model.'}.get(
-            p, f'Leave `{p}` out, or give it images.'))
+            raise TypeError(f"`{p}` is {type(data).__name__}; it must be `Images` or a map-style dataset, "
+                            "with `len()` and indexing. Pass the data set itself, not a `DataLoader` over it.")
+        if not len(data):
+            raise ValueError(f"The {p} set is empty. " + {
+                'forget': 'Name at least one image to forget.',
+                'retain': 'Keep at least one training image, or start from a new model.',
+            }.get(p, f'Leave `{p}` out, or give it images.'))
     if t.twins not in ('error', 'keep'): raise ValueError(unknown('value of `twins`', t.twins, ('error', 'keep')))
     if t.batch_size < 1: raise ValueError(f"`batch_size` is {t.batch_size}; it must be at least 1.")
     for name in ('model', 'gold'):
@@ -205,22 +203,21 @@ def _check_models(t):
     for name, m in (('model', t.model), ('gold', t.gold)):
         if m is None: continue
         if bad := [n for n, v in m.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]:
-            raise ValueError(f"The {name} has weights that are not finite, in {bad[0]}. Load weights from before its "
-                             f"training failed.")
+            raise ValueError(f"The {name} has weights that are not finite, in {bad[0]}. "
+                             "Load weights from before its training failed.")
         z, _ = predict(m, [Batch(x, torch.zeros(1).long(), torch.zeros(1).bool())])
         if k and z.shape[1] != k:
-            raise ValueError(f"The {name} answers with {z.shape[1]} logits, but there are {k} classes. Give it a last "
-                             f"layer of width {k}, or "
-                             f"pass `n_classes={z.shape[1]}`.")
+            raise ValueError(f"The {name} answers with {z.shape[1]} logits, but there are {k} classes. "
+                             f"Give it a last layer of width {k}, or pass `n_classes={z.shape[1]}`.")
         k = z.shape[1]
     object.__setattr__(t, 'n_classes', k)
 
 def _check_labels(y, k, where):
     if not len(y) or 0 <= int(y.min()) and int(y.max()) < k: return
     bad = y[(y < 0) | (y >= k)]
-    raise ValueError(f"Labels must lie in 0…{k - 1} ({k} classes), but {where} holds "
-                     f"{_some(sorted(set(bad.tolist())))} "
-                     f"({len(bad)} of {len(y)} images). Count classes from 0, or give the model more outputs.")
+    raise ValueError(f"Labels must lie in 0…{k - 1} ({k} classes), "
+                     f"but {where} holds {_some(sorted(set(bad.tolist())))} ({len(bad)} of {len(y)} images). "
+                     "Count classes from 0, or give the model more outputs.")
 
 def _some(items, k=5): return ', '.join(map(str, list(items)[:k])) + (', …' if len(items) > k else '')
 
@@ -230,15 +227,13 @@ def _check_parts(t):
         if t.has(p) and (y := _labels(t.part(p))) is not None:
             _check_labels(torch.as_tensor(y), t.n_classes, f'the {p} set')
     if len(shared := _shared_ids(t.forget, t.retain)):
-        raise ValueError(f"Forget and retain share {len(shared)} images, by id: {_some(shared)}. An image is either "
-                         f"forgotten or kept: take "
-                         "them out of one of the two.")
+        raise ValueError(f"Forget and retain share {len(shared)} images, by id: {_some(shared)}. "
+                         "An image is either forgotten or kept: take them out of one of the two.")
     resident = all(hasattr(d, 'pixel_digests') for d in (t.forget, t.retain))
     if t.twins == 'error' and resident and (pairs := twins(t.forget, t.retain)):
-        raise ValueError(f"{len(pairs)} forget images stand in the retain set as well, pixel for pixel, under other "
-                         f"ids: "
-                         f"{_some([f'{a} = {b}' for a, b in pairs])}. Who keeps a copy keeps the image: forget the "
-                         f"copies too, or pass `twins='keep'`.")
+        raise ValueError(f"{len(pairs)} forget images stand in the retain set as well, pixel for pixel, "
+                         f"under other ids: {_some([f'{a} = {b}' for a, b in pairs])}. "
+                         "Who keeps a copy keeps the image: forget the copies too, or pass `twins='keep'`.")
 
 def _labels(data):
     "Labels without reading images, where the dataset knows them."
@@ -308,5 +303,5 @@ class TaskView:
     def _refusal(self, name):
         if name in ('test', 'gold'):
             return f"{self._who} reads `task.{name}`, which is for judging: no method may see it."
-        return (f"{self._who} reads `task.{name}` but declares needs={self._needs}. Add '{name}' to `needs` in its "
-                f"`@method(…)`.")
+        return (f"{self._who} reads `task.{name}` but declares needs={self._needs}. "
+                f"Add '{name}' to `needs` in its `@method(…)`.")

@@ -45,8 +45,8 @@ class Recipe:
         if self.schedule not in ('linear', 'cosine', 'constant'):
             raise ValueError(unknown('schedule', self.schedule, ('linear', 'cosine', 'constant')))
         if not 0 <= self.warmup < self.epochs:
-            raise ValueError(f"`warmup` is {self.warmup}; it must be at least 0, and less than `epochs` "
-                             f"({self.epochs}).")
+            raise ValueError(f"`warmup` is {self.warmup}; "
+                             f"it must be at least 0, and less than `epochs` ({self.epochs}).")
 
     def factor(self, at: float) -> float:  # `at` in epochs
         "Learning rate at this time, as a share of `lr`."
@@ -84,8 +84,8 @@ class Trained:
     log: list = None   # One entry for each epoch
 
     def __repr__(self):
-        return (f"Trained({type(self.model).__name__}, {len(self.log)} epochs, loss {self.log[-1]['loss']:.3g}, "
-                f"{self.seconds:.1f} s)")
+        return (f"Trained({type(self.model).__name__}, {len(self.log)} epochs, "
+                f"loss {self.log[-1]['loss']:.3g}, {self.seconds:.1f} s)")
 
 def train(
     model: nn.Module,                # Trained in place
@@ -101,14 +101,14 @@ def train(
     "Train a classifier with cross-entropy."
     r = globals()['recipe'](recipe)
     if r.patience and val is None:
-        raise ValueError("This recipe stops early (`patience`) and needs `val=` images. Give some, or set "
-                         "`patience=None`.")
+        raise ValueError("This recipe stops early (`patience`) and needs `val=` images. "
+                         "Give some, or set `patience=None`.")
     with seeded(seed), running(amp=r.amp) as run:
         batches = _loader(model, data, r.batch_size, True, augment, workers)
         opt = adamw(model, r.lr, r.wd) if r.opt == 'adamw' else sgd(model, r.lr, r.momentum, r.wd)
         sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: r.factor((step + 1)/len(batches)))
         loop = Loop(model, opt, sched=sched, ckpt=ckpt)
-        best = _Best(loop, r.patience, _loader(model, val, 500, False) if r.patience else None)
+        best = _Best(loop, r.patience, _loader(model, val, 128, False) if r.patience else None)
         for _ in loop.epochs(r.epochs):
             loop.run(batches, lambda m, b: F.cross_entropy(m(b.x), b.y))
             if best.look(): break
@@ -165,8 +165,7 @@ def make_task(
 def _trained(part, data, model, recipe, val, seed, folder):
     "A model trained now or found in the folder, and what its training took."
     key = digest(asdict(recipe), seed, model, *(getattr(data, k, '') for k in ('source', 'ids', 'mean', 'std')),
-                 repr(getattr(data, 'augment', '')), len(data),
-                 getattr(val, 'ids', '') if recipe.patience else '')
+                 repr(getattr(data, 'augment', '')), len(data), getattr(val, 'ids', '') if recipe.patience else '')
     done = Path(folder)/f'{part}-{key}.safetensors' if folder else None
     facts = done.with_suffix('.json') if done else None
     if done and facts.exists() and done.exists():

@@ -13,10 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope='session')
-def task():
+def digits_task0():
     "A network that has memorised 400 digits, forty of them to be forgotten."
     from lotus_nb.train import digits_task
     return digits_task(seed=0)
+
+
+@pytest.fixture(scope='session')
+def task(digits_task0):
+    "The same, for short."
+    return digits_task0
 
 
 @pytest.fixture(scope='session')

@@ -6,38 +6,72 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
+from fastcore.nbio import mk_cell, new_nb, write_nb
+from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 
+CONFIG = get_config(ROOT)
+FLAGS = CONFIG.tst_flags.split()
 NOTEBOOKS = sorted(str(p) for p in nbglob(ROOT/'nbs', as_path=True))
-CODE = 'import sys\nfrom nbdev.test import test_nb as run\nok, seconds = run(sys.argv[1], do_print=False)\nsys.exit(0 if ok else 1)'
+NAMES = [os.path.relpath(n, ROOT/'nbs') for n in NOTEBOOKS]
+SLOW = ('00_bench', 'index', 'fastai', 'cli', 'quickstart', 'methods', 'loop')          # these start first
+CODE = """
+import sys
+from nbdev.test import test_nb as run
+name, seconds, *flags = sys.argv[1:]
+ok, _ = run(name, skip_flags=flags, cell_timeout=int(seconds))
+sys.exit(0 if ok else 1)
+"""
 
 
 def start(notebook):
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'IN_TEST': '1'}
-    return subprocess.run([sys.executable, '-c', CODE, notebook], cwd=ROOT, env=env, capture_output=True, text=True)
+    "Run a notebook in a new process: what it patches or registers reaches no other one."
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg'}
+    command = [sys.executable, '-c', CODE, str(notebook), str(CONFIG.cell_timeout), *FLAGS]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope='session')
 def runs(request):
-    "The notebooks that were asked for, two at a time; slow ones first."
-    wanted = [i.callspec.params['notebook'] for i in request.session.items if 'notebook' in getattr(getattr(i, 'callspec', None), 'params', {})]
-    wanted.sort(key=lambda n: not any(k in n for k in ('bench', 'tutorials', 'index', 'finetune')))
-    with ThreadPoolExecutor(2) as pool: yield {n: pool.submit(start, n) for n in wanted}
+    "The notebooks that were asked for, two at a time, so that each case only waits for its own."
+    wanted = [p['notebook'] for i in request.session.items if 'notebook' in (p := getattr(getattr(i, 'callspec', None), 'params', {}))]
+    wanted.sort(key=lambda n: not any(k in n for k in SLOW))
+    pool = ThreadPoolExecutor(2)
+    yield {n: pool.submit(start, n) for n in wanted}
+    pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=[os.path.relpath(n, ROOT/'nbs') for n in NOTEBOOKS])
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=NAMES)
 def test_notebook(notebook, runs):
     done = runs[notebook].result()
     assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
 
 
-def test_a_broken_cell_is_seen(tmp_path):
-    "The runner itself fails when a cell does."
-    from fastcore.nbio import mk_cell, new_nb, write_nb
-    write_nb(new_nb([mk_cell('1/0', 'code')]), tmp_path/'broken.ipynb')
-    done = start(str(tmp_path/'broken.ipynb'))
-    assert done.returncode == 1 and 'ZeroDivisionError' in done.stderr
+def test_every_notebook_is_tested():
+    "Nothing but folders and files that begin with `_` or `.` is left out, and the flags are those that the pages use."
+    found = {str(p) for p in (ROOT/'nbs').rglob('*.ipynb') if not any(d[0] in '_.' for d in p.relative_to(ROOT/'nbs').parts)}
+    assert found == set(NOTEBOOKS) and found
+    assert set(FLAGS) == {'notest', 'slow', 'gpu'}
 
 
-def test_every_page_was_found():
-    assert len(NOTEBOOKS) >= 28
+def notebook(file, *cells):
+    write_nb(new_nb([mk_cell(c, 'code') for c in cells]), file)
+    return file
+
+
+def test_a_broken_cell_is_seen_with_its_traceback(tmp_path):
+    done = start(notebook(tmp_path/'broken.ipynb', 'x = 0', 'def f(): return 1/x', 'f()'))
+    assert done.returncode == 1 and 'ZeroDivisionError' in done.stderr and 'return 1/x' in done.stderr
+
+
+def test_flagged_cells_are_left_out(tmp_path):
+    cells = [f'#| {flag}\n1/0' for flag in [*FLAGS, 'eval: false']]
+    done = start(notebook(tmp_path/'flagged.ipynb', *cells))
+    assert done.returncode == 0, done.stderr
+
+
+def test_notebooks_do_not_see_each_other(tmp_path):
+    "The first leaves a patched module behind, and the second finds the real one."
+    first = start(notebook(tmp_path/'first.ipynb', 'import math; math.pi = 3'))
+    second = start(notebook(tmp_path/'second.ipynb', 'import math, os\nassert math.pi > 3.14', "assert os.environ['IN_TEST'] == '1'"))
+    assert first.returncode == second.returncode == 0, second.stderr

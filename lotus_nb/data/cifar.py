@@ -38,15 +38,14 @@ def read_archive(
                 images[500*k:500*(k + 1)] = _sprite(z.read(name), *meta['shape'])
                 seen.add(k)
     if missing := sorted(set(range(-(-meta['n']//500))) - seen):
-        raise ValueError(f"The archive lacks {len(missing)} of its sprites (the first is {missing[0]:03d}.webp). Put "
-                         f"all its parts into one folder; found: "
-                         f"{', '.join(Path(f).name for f in files)}.")
+        raise ValueError(f"The archive lacks {len(missing)} of its sprites (the first is {missing[0]:03d}.webp). "
+                         f"Put all its parts into one folder; found: {', '.join(Path(f).name for f in files)}.")
     n = meta['n_train']
     for part, key in ((images[:n], 'sha256_train_hwc'), (images[n:], 'sha256_test_hwc')):
         if (got := hashlib.sha256(part.tobytes()).hexdigest()) != meta[key]:
-            raise ValueError(f"The decoded images do not match the stored digest ({key} is {meta[key][:12]}…, got "
-                             f"{got[:12]}…). The file is damaged, or "
-                             "this Pillow does not decode WebP without loss: fetch the file again, or update Pillow.")
+            raise ValueError(f"The decoded images do not match the stored digest ({key} is {meta[key][:12]}…, "
+                             f"got {got[:12]}…). The file is damaged, or this Pillow does not decode WebP without "
+                             "loss: fetch the file again, or update Pillow.")
     return images, labels.astype(np.int64), n
 
 def _sprite(data, h, w, c):
@@ -75,8 +74,8 @@ def _read_torchvision(root, name):
     cls = datasets.CIFAR10 if name == 'cifar10' else datasets.CIFAR100
     try: train, test = (cls(root, train=t) for t in (True, False))
     except RuntimeError as e:
-        raise ValueError(f"torchvision cannot read {name} in '{root}' ({e}). Fetch it again with "
-                         "`download=True`.") from None
+        raise ValueError(f"torchvision cannot read {name} in '{root}' ({e}). "
+                         "Fetch it again with `download=True`.") from None
     return np.concatenate([train.data, test.data]), np.array(train.targets + test.targets), len(train)
 
 _FOLDERS = {'cifar10': 'cifar-10-batches-py', 'cifar100': 'cifar-100-python'}
@@ -87,8 +86,8 @@ CIFAR_STATS = {'cifar10': ((.4914, .4822, .4465), (.2023, .1994, .2010)),
 def _read(name, root):
     get = (f"Fetch it with `torchvision.datasets.{name.upper()}(root, download=True)`, or put the archive "
            f"{name}.webp.zip (or its parts, {name}.part*.zip) there.")
-    found = find_data(name.replace('cifar', 'CIFAR-'), [f'{name}.webp.zip', f'{name}.part*.zip', _FOLDERS[name]], root,
-                      get)
+    found = find_data(name.replace('cifar', 'CIFAR-'),
+                      [f'{name}.webp.zip', f'{name}.part*.zip', _FOLDERS[name]], root, get)
     return _read_torchvision(found[0].parent, name) if found[0].is_dir() else read_archive(found)
 
 # %% ../../nbs/data/02_cifar.ipynb #e558abd7
@@ -106,6 +105,5 @@ def cifar(
     images, labels, n = _read(name, str(root) if root else None)
     mean, std = stats or CIFAR_STATS[name]
     every = Images(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels),
-                   classes=class_names(name), mean=mean,
-                   std=std, augment=augment, source=name).to(device)
+                   classes=class_names(name), mean=mean, std=std, augment=augment, source=name).to(device)
     return Splits(every.take(torch.arange(n)), *halves(every.take(torch.arange(n, len(images))), seed))

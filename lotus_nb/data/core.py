@@ -52,7 +52,8 @@ class Images:
 
     def __post_init__(self):
         put = lambda k, v: object.__setattr__(self, k, v)
-        put('pixels', torch.as_tensor(self.pixels)); put('labels', torch.as_tensor(self.labels).long())
+        put('pixels', torch.as_tensor(self.pixels))
+        put('labels', torch.as_tensor(self.labels).long())
         if not self.source:
             _check_images(self)
             put('source', digest(self.pixels, self.labels))
@@ -77,10 +78,13 @@ class Images:
         return x if self.mean is None and self.std is None else (x - stat(self.mean, [0.]))/stat(self.std, [1.])
 
     def __len__(self): return len(self.ids)
-    def __getitem__(self, i: int): x, y = self.batch(torch.tensor([range(len(self))[i]])); return x[0], int(y[0])
+    def __getitem__(self, i: int):
+        x, y = self.batch(torch.tensor([range(len(self))[i]]))
+        return x[0], int(y[0])
+
     def __repr__(self):
-        return (f"Images({len(self):,} of {'×'.join(map(str, self.pixels.shape[1:]))} {str(self.pixels.dtype)[6:]} on "
-                f"{self.pixels.device})")
+        return (f"Images({len(self):,} of {'×'.join(map(str, self.pixels.shape[1:]))} "
+                f"{str(self.pixels.dtype)[6:]} on {self.pixels.device})")
 
     def take(self, index: Sequence[int]) -> 'Images':
         "The images at these positions; the tensor is shared."
@@ -99,11 +103,11 @@ class Images:
 def _check_images(d):
     x, y = d.pixels, d.labels
     if x.dim() != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(f"Images have shape {tuple(x.shape)}; they must be (N, C, H, W) with 1 or 3 channels. For (N, "
-                         f"H, W, C), use `.permute(0, 3, 1, 2)`.")
+        raise ValueError(f"Images have shape {tuple(x.shape)}; they must be (N, C, H, W) with 1 or 3 channels. "
+                         "For (N, H, W, C), use `.permute(0, 3, 1, 2)`.")
     if len(x) != len(y) or y.dim() != 1:
-        raise ValueError(f"There are {len(x)} images but labels of shape {tuple(y.shape)}; give one label for each "
-                         f"image.")
+        raise ValueError(f"There are {len(x)} images but labels of shape {tuple(y.shape)}; "
+                         "give one label for each image.")
     if x.dtype == torch.uint8: return
     if not x.is_floating_point():
         raise ValueError(f"Images have dtype {x.dtype}; they must be uint8 (0…255), or float between 0 and 1.")
@@ -145,8 +149,8 @@ def split_forget(
     if isinstance(forget, float): return split_forget(data, draw_stratified(_labels_of(data), forget, seed))
     index = check_positions(forget, n)
     if len(index) == n:
-        raise ValueError(f"All {n} images are to be forgotten, and none is left to retain. That is a new model, not an "
-                         f"unlearned one.")
+        raise ValueError(f"All {n} images are to be forgotten, and none is left to retain. "
+                         "That is a new model, not an unlearned one.")
     keep = torch.ones(n, dtype=torch.bool); keep[index] = False
     return take(data, index), take(data, keep.nonzero()[:, 0])
 
@@ -168,8 +172,8 @@ def check_positions(
     index = index.long()
     if not len(index): raise ValueError("The forget set is empty. Name at least one image to forget.")
     if len(bad := index[(index < 0) | (index >= n)]):
-        raise ValueError(f"{len(bad)} positions lie outside 0…{n - 1}: {_few(bad)}. Count the {n} training images from "
-                         f"0.")
+        raise ValueError(f"{len(bad)} positions lie outside 0…{n - 1}: "
+                         f"{_few(bad)}. Count the {n} training images from 0.")
     values, counts = index.unique(return_counts=True)
     if len(twice := values[counts > 1]):
         raise ValueError(f"{len(twice)} positions occur more than once: {_few(twice)}. Name each image once.")
@@ -181,14 +185,14 @@ def read_positions(file: str | Path) -> Tensor:
     "Positions from a `.npy` file, or from a text file with one number in each line."
     file = Path(file).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"There is no file '{file}' with positions to forget. Give a `.npy` file or a text "
-                                f"file with one number in each line.")
+        raise FileNotFoundError(f"There is no file '{file}' with positions to forget. "
+                                "Give a `.npy` file or a text file with one number in each line.")
     try:
         return torch.as_tensor(np.load(file, allow_pickle=False) if file.suffix == '.npy'
                                else np.loadtxt(file, dtype=np.int64, ndmin=1))
     except (ValueError, TypeError, EOFError) as e:
-        raise ValueError(f"Cannot read whole numbers from '{file}' ({e}). It must be a `.npy` array of integers, or a "
-                         f"text file with one number in each line.") from None
+        raise ValueError(f"Cannot read whole numbers from '{file}' ({e}). It must be a `.npy` array of integers, "
+                         "or a text file with one number in each line.") from None
 
 # %% ../../nbs/data/00_core.ipynb #f58f45d0
 class Splits(NamedTuple):
@@ -216,6 +220,5 @@ def find_data(
     root = Path(root).expanduser() if root else DATA
     for p in patterns:
         if found := sorted(root.glob(p)): return found
-    raise FileNotFoundError(f"{what} is not in '{root}' (looked for {' or '.join(patterns)}). {get} To look elsewhere, "
-                            f"name the folder, or set the "
-                            "environment variable LOTUS_DATA.")
+    raise FileNotFoundError(f"{what} is not in '{root}' (looked for {' or '.join(patterns)}). "
+                            f"{get} To look elsewhere, name the folder, or set the environment variable LOTUS_DATA.")

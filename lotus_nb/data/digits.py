@@ -23,8 +23,8 @@ def digits(
     "Handwritten digits as `Images`, split within classes."
     x, y = load_digits(return_X_y=True)
     if not (n_train >= 20 and n_val >= 20 and n_train + n_val <= len(y) - 20):
-        raise ValueError(f"`n_train` is {n_train} and `n_val` {n_val}; each must be at least 20, and together at most "
-                         f"{len(y) - 20}.")
+        raise ValueError(f"`n_train` is {n_train} and `n_val` {n_val}; "
+                         f"each must be at least 20, and together at most {len(y) - 20}.")
     x = torch.as_tensor(x).reshape(-1, 1, 8, 8).mul(255/16).round().to(torch.uint8)          # 17 grey levels
     every = Images(x, torch.as_tensor(y), classes=tuple('0123456789'), mean=[.305], std=[.376],
                    source='sklearn-digits').to(device)

@@ -73,7 +73,7 @@ def _check_declaration(m):
     loose = [p for p in params[2:] if p.kind is not p.KEYWORD_ONLY or p.default is p.empty]
     if [p.name for p in params[:2]] != ['model', 'task'] or loose:
         raise TypeError(f"{m.name}{inspect.signature(m.fn)} must have the form `{m.name}(model, task, *, a=…, b=…)`: "
-                        f"hyper-parameters by keyword, each with a default.")
+                        "hyper-parameters by keyword, each with a default.")
     if clash := [k for k in m.defaults if k in _reserved]:
         raise TypeError(f"{m.name} calls a hyper-parameter `{clash[0]}`, a word of `solve`. Choose another; reserved "
                         f"are {', '.join(_reserved)}.")
@@ -230,8 +230,8 @@ def check_method(
     name = first.method
     def fail(text): raise ValueError(f"{name} breaks the contract of a method: {text}")
     if odd := [k for k, v in _fingerprint(task).items() if v != before[k]]:
-        fail(f"it changed {odd[0]}, weights or buffers. Only the `model` that it is given may change; for a teacher "
-             f"use `task.model` as it is.")
+        fail(f"it changed {odd[0]}, weights or buffers. Only the `model` that it is given may change; "
+             "for a teacher use `task.model` as it is.")
     state, start = first.model.state_dict(), task.model.state_dict()
     if set(state) != set(start): fail("the returned model has other parameters than the one it was given.")
     if not set(changed(start, state)) & {n for n, _ in first.model.named_parameters()}:
@@ -240,8 +240,8 @@ def check_method(
     if odd := [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]:
         fail(f"{odd[0]} is not finite.")
     if odd := changed(state, second.model.state_dict()):
-        fail(f"two runs with one seed differ, in {odd[0]}. Draw random numbers from torch, NumPy or `random` only, and "
-             f"leave seeding to `solve`.")
+        fail(f"two runs with one seed differ, in {odd[0]}. "
+             "Draw random numbers from torch, NumPy or `random` only, and leave seeding to `solve`.")
     return {p: share_correct(*predict(first.model, task.loader(p, train=False))) for p in ('forget', 'retain', 'test')}
 
 # %% ../../nbs/methods/00_core.ipynb #e9dc65d3
@@ -249,10 +249,11 @@ def check_method(
 def _check_task(): return digits_task(seed=0, epochs=30)
 
 def _fingerprint(task):
-    data = {f'the {p} images': digest(d.pixels, d.labels, d.ids) for p in PARTS
-            if hasattr(d := getattr(task, p), 'pixels')}
+    data = {f'the {p} images': digest(d.pixels, d.labels, d.ids)
+            for p in PARTS if hasattr(d := getattr(task, p), 'pixels')}
     return {**{k: digest(m) for k, m in (('the original model (the teacher)', task.model),
-                                         ('the gold model', task.gold)) if m is not None}, **data}
+                                         ('the gold model', task.gold)) if m is not None},
+            **data}
 
 @contextmanager
 def _no_seeding():
@@ -260,8 +261,8 @@ def _no_seeding():
     places = [(torch, 'manual_seed'), (random, 'seed'), (np.random, 'seed')]
     kept = [getattr(*p) for p in places]
     def refuse(*args):
-        raise ValueError("The method sets a seed. Leave that to `solve`: a seed inside makes all seeds outside the "
-                         "same.")
+        raise ValueError("The method sets a seed. Leave that to `solve`: "
+                         "a seed inside makes all seeds outside the same.")
     def guarded(real): return lambda *args: real(*args) if _caller_is_core() else refuse()
     for (o, n), real in zip(places, kept): setattr(o, n, guarded(real))
     try: yield

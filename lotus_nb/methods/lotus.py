@@ -94,8 +94,8 @@ def lotus(model, task, *,
 # %% ../../nbs/methods/03_lotus.ipynb #d28ad485
 def _check(alpha, retain_target, on_overshoot):
     if not alpha >= 0:
-        raise ValueError(f"`alpha` is {alpha}; it must be at least 0. A negative one would sharpen what is to be "
-                         f"forgotten.")
+        raise ValueError(f"`alpha` is {alpha}; it must be at least 0. "
+                         "A negative one would sharpen what is to be forgotten.")
     for name, value, known in (('retain_target', retain_target, ('sample', 'argmax')),
                                ('on_overshoot', on_overshoot, ('stop', 'sharpen'))):
         if value not in known: raise ValueError(f"`{name}` is {value!r}; it must be one of {known}.")

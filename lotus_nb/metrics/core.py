@@ -42,14 +42,14 @@ class Evidence:
         for p, z in self.logits.items():
             if p not in PARTS: raise ValueError(unknown('part', p, PARTS))
             if z.ndim != 2 or not len(z):
-                raise ValueError(f"Logits of the {p} part have shape {z.shape}; they must be (N, K) with at least one "
-                                 f"row.")
+                raise ValueError(f"Logits of the {p} part have shape {z.shape}; "
+                                 "they must be (N, K) with at least one row.")
             if not len(z) == len(self.labels[p]) == len(self.ids[p]):
                 raise ValueError(f"The {p} part has {len(z)} rows of logits, {len(self.labels[p])} labels and "
                                  f"{len(self.ids[p])} ids; they must match one to one.")
             if bad := int((~np.isfinite(z)).any(1).sum()):
-                raise ValueError(f"{bad} of {len(z)} answers about the {p} part are not finite. No metric of them "
-                                 f"would mean anything: look at the model.")
+                raise ValueError(f"{bad} of {len(z)} answers about the {p} part are not finite. "
+                                 "No metric of them would mean anything: look at the model.")
             if not 0 <= self.labels[p].min() <= self.labels[p].max() < z.shape[1]:
                 raise ValueError(f"Labels of the {p} part reach from {self.labels[p].min()} to {self.labels[p].max()}; "
                                  f"they must lie in 0…{z.shape[1] - 1}.")
@@ -299,8 +299,8 @@ def evaluate(
                  forget_ids=digest(found['new'].ids['forget']), model=found['new'].model,
                  original=found['original'].model, dtype=found['new'].dtype, method=u.method, hparams=u.hparams,
                  seed=u.seed, **u.provenance)
-    return Report(_stamp(rows, task.name, u.method, u.seed, u.hparams), pd.concat(refs, ignore_index=True), missing,
-                  found, facts)
+    return Report(_stamp(rows, task.name, u.method, u.seed, u.hparams), pd.concat(refs, ignore_index=True),
+                  missing, found, facts)
 
 def _reference_rows(task, which, found, metrics, seed):
     "Rows of the original, under the name no-op, or of gold, with what its retraining cost."
@@ -316,5 +316,5 @@ def _stamp(rows, task, method, seed, hparams):
 def _same_images(found):
     for k, e in found.items():
         if e is not None and any(not np.array_equal(e.ids[p], found['new'].ids[p]) for p in e.parts):
-            raise ValueError(f"The evidence of the {k} model is about other images than that of the new one. Compute "
-                             f"both from one task.")
+            raise ValueError(f"The evidence of the {k} model is about other images than that of the new one. "
+                             "Compute both from one task.")

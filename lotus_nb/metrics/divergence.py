@@ -41,9 +41,8 @@ def _logs(a, name, log):
     if a.ndim != 2: raise ValueError(f"`{name}` is {a.shape}; it must be (N, K).")
     off = np.abs((np.exp(a) if log else a).sum(1) - 1).max()
     if off > 1e-3 or not log and (a < 0).any():
-        raise ValueError(f"Rows of `{name}` must sum to 1 and not be negative (the worst sum is off by {off:.2g}). Did "
-                         f"you pass logits? Take their softmax first, or pass "
-                         "`log_probs(logits)` with `log=True`.")
+        raise ValueError(f"Rows of `{name}` must sum to 1 and not be negative (the worst sum is off by {off:.2g}). "
+                         "Did you pass logits? Take their softmax first, or pass `log_probs(logits)` with `log=True`.")
     with np.errstate(divide='ignore'): return a if log else np.log(a)
 
 # %% ../../nbs/metrics/03_divergence.ipynb #c61d0dc6

@@ -34,6 +34,6 @@ def mia_entropy(new):
 @metric('Avg Gap', parts=('forget', 'retain', 'val', 'test'), best='low')
 def avg_gap(new, gold):
     "Mean absolute difference from gold of MIA, forget, retain and test accuracy."
-    pairs = [(mia_entropy(new), mia_entropy(gold))] + [(accuracy(new, p), accuracy(gold, p))
-                                                       for p in ('forget', 'retain', 'test')]
+    pairs = [(mia_entropy(new), mia_entropy(gold))] + [
+        (accuracy(new, p), accuracy(gold, p)) for p in ('forget', 'retain', 'test')]
     return float(np.mean([abs(a - b) for a, b in pairs]))
