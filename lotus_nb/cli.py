@@ -202,7 +202,7 @@ def run(
 ):
     """Unlearn a real model, and judge the result.
 
-    Example: `lotus-nb run --model cifar_resnet20 --weights resnet20.safetensors --forget indices.npy --method lotus`
+    Example: `lotus-nb run --data cifar10 --weights resnet20.safetensors --forget 0.1 --method lotus --set epochs=3`
     """
     with _friendly():
         from functools import partial
