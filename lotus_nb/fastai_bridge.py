@@ -274,7 +274,7 @@ def task_from_dls(
     resident: bool | None = None,  # As in `dl_images`, for each part
     twins: str = 'keep',           # Identical images in both forget and retain: 'error', or 'keep' them
     workers: int = 0,              # Processes that read images
-    name: str = 'task',
+    name: str = 'task',  # Names the task in tables
 ) -> UnlearnTask:
     "A task from a model and fastai `DataLoaders`."
     index = forget_positions(dls, forget)

@@ -196,7 +196,7 @@ def _facts(facts):
 
 # %% ../nbs/bench/02_report.ipynb #2f1c0e4c
 def report_page(
-    report: Report,
+    report: Report,  # From `evaluate`
 ) -> str:
     "The page of one evaluation."
     who = report.frame.method.iloc[0]
