@@ -57,14 +57,17 @@ def _device(name):
 
 def _show(frame, out, title, models=None):
     "Print the table and the sentence; write the page and the figure."
-    import matplotlib; matplotlib.use('Agg')
+    import matplotlib.pyplot
+    matplotlib.use('Agg')
     from lotus_nb.core import atomic, provenance
     from lotus_nb.figures import plot_summary
     from lotus_nb.report import bench_page, conclusion, table, text_table
     print(text_table(table(frame), width=_width()))
     print('\n* best among the methods: nearest to gold, or lowest for gaps, divergences and time.\n'
           f'\n{_wrap(conclusion(frame))}\n')
-    with atomic(out/'figure.png') as tmp: plot_summary(frame).savefig(tmp, dpi=150)
+    fig = plot_summary(frame)
+    with atomic(out/'figure.png') as tmp: fig.savefig(tmp, dpi=150)
+    matplotlib.pyplot.close(fig)
     with atomic(out/'report.html') as tmp:
         tmp.write_text(bench_page(frame, title, models or {}, provenance()), encoding='utf-8')
     for f in ('results.csv', 'report.html', 'figure.png'): print(out/f)
