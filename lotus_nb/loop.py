@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from .core import Batch, atomic, doing, rng_state, set_rng_state, tell
@@ -35,7 +36,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 # %% ../nbs/engine/01_loop.ipynb #2ee3d8a5
 class _SmallMaps(TorchFunctionMode):
-    "Convolutions with at most four output pixels as matrix products."
+    "Convolutions to small maps as matrix products, as a whole or in the backward pass."
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.conv2d and not kwargs and len(args) == 7 and (size := _small_output(*args)):
             return _conv_as_product(*args[:5], size)
@@ -46,17 +47,75 @@ def _small_output(x, w, bias, stride, padding, dilation, groups):
     if groups != 1 or tuple(dilation) != (1, 1) or isinstance(padding, str) or x.dim() != 4 or w.shape[2:].numel() == 1:
         return None
     h, v = ((n + 2*p - k)//s + 1 for n, p, k, s in zip(x.shape[2:], padding, w.shape[2:], stride))
-    return (h, v) if 0 < h*v <= 4 else None
+    return (h, v) if 0 < h*v <= 16 else None
 
 def _conv_as_product(x, w, bias, stride, padding, size):
-    (h, v), (sh, sv), (ph, pv) = size, stride, padding
-    x = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, pv, pv, ph, ph))              # (B, H, W, C)
-    windows = [x[:, i:i + sh*(h - 1) + 1:sh, j:j + sv*(v - 1) + 1:sv]
-               for i in range(w.shape[2]) for j in range(w.shape[3])]
-    z = torch.cat(windows, -1).flatten(0, 2) @ w.permute(2, 3, 1, 0).flatten(0, 2)    # (B·h·v, C_out)
-    if bias is not None: z = z + bias
-    return z.reshape(len(x), h, v, -1).permute(0, 3, 1, 2)
+    if torch.is_autocast_enabled('cpu'): x, w = (t.to(torch.get_autocast_dtype('cpu')) for t in (x, w))
+    if size[0]*size[1] <= 4:
+        rows, columns = map(_windows, x.shape[2:], w.shape[2:], size, stride, padding)
+        z = _PixelProducts.apply(x.permute(0, 2, 3, 1), w.permute(0, 2, 3, 1), rows, columns).permute(0, 3, 1, 2)
+    else: z = _ProductBackward.apply(x, w, stride, padding, size)
+    return z if bias is None else z + bias.to(z.dtype)[:, None, None]
 
+def _windows(n, k, size, stride, padding):
+    "For each output along one axis, of the inputs that it sees and of the kernel's taps on them."
+    starts = [o*stride - padding for o in range(size)]
+    inside = [(max(a, 0), max(min(a + k, n), a, 0)) for a in starts]
+    return [(slice(lo, hi), slice(lo - a, hi - a)) for a, (lo, hi) in zip(starts, inside)]
+
+# %% ../nbs/engine/01_loop.ipynb #fc7633b7
+class _PixelProducts(torch.autograd.Function):
+    "Images (B, H, W, C) and kernels (D, kh, kw, C) to (B, h, w, D)."
+    @staticmethod
+    def forward(ctx, x, w, rows, columns):
+        ctx.save_for_backward(x, w)
+        ctx.windows = rows, columns
+        z = x.new_empty(len(x), len(rows), len(columns), len(w))
+        for i, j, here, taps in _pixels(rows, columns): z[:, i, j] = x[here].flatten(1) @ w[taps].flatten(1).T
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        dx, dw = (torch.zeros_like(t) if need else None for t, need in zip((x, w), ctx.needs_input_grad))
+        for i, j, here, taps in _pixels(*ctx.windows):
+            if dx is not None: dx[here] += (g[:, i, j] @ w[taps].flatten(1)).view(x[here].shape)
+            if dw is not None: dw[taps] += (g[:, i, j].T @ x[here].flatten(1)).view(w[taps].shape)
+        return dx, dw, None, None
+
+def _pixels(rows, columns):
+    whole = slice(None)
+    return [(i, j, (whole, h, v), (whole, kh, kv))
+            for i, (h, kh) in enumerate(rows) for j, (v, kv) in enumerate(columns)]
+
+# %% ../nbs/engine/01_loop.ipynb #060771fc
+class _ProductBackward(torch.autograd.Function):
+    "A convolution whose gradient in the weights is one matrix product."
+    @staticmethod
+    def forward(ctx, x, w, stride, padding, size):
+        ctx.save_for_backward(x, w)
+        ctx.how = stride, padding, size
+        return torch.conv2d(x, w, None, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (x, w), (stride, padding, size), dx, dw = ctx.saved_tensors, ctx.how, None, None
+        if ctx.needs_input_grad[0]: dx = nn.grad.conv2d_input(x.shape, w, g, stride, padding)
+        if ctx.needs_input_grad[1]:
+            product = g.permute(0, 2, 3, 1).flatten(0, 2).T @ _patches(x, w.shape[2:], stride, padding, size)
+            dw = product.view(len(w), *w.shape[2:], -1).permute(0, 3, 1, 2)
+        return dx, dw, None, None, None
+
+def _patches(x, kernel, stride, padding, size):
+    "What each output pixel sees: (B·h·w, kh·kw·C)."
+    (h, v), (sh, sv), (ph, pv) = size, stride, padding
+    x = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, pv, pv, ph, ph))
+    return torch.cat([x[:, i:i + sh*(h - 1) + 1:sh, j:j + sv*(v - 1) + 1:sv]
+                      for i in range(kernel[0]) for j in range(kernel[1])], -1).flatten(0, 2)
+
+# %% ../nbs/engine/01_loop.ipynb #91ab2393
 @contextmanager
 def _autocast(device, amp):
     if not amp: yield; return
