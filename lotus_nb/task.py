@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import Batch, changed, digest, unknown
-from .loop import device_of, predict
+from .loop import device_of, float32_logits, predict
 
 # %% ../nbs/engine/02_task.ipynb #8015dd33
 def teacher_of(model: nn.Module) -> nn.Module:
@@ -27,7 +27,7 @@ def teacher_of(model: nn.Module) -> nn.Module:
     teacher = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
     teacher.frozen_by_user = [n for n, p in model.named_parameters() if not p.requires_grad]
     teacher.requires_grad_(False)
-    teacher.float32_hook = teacher.register_forward_hook(_float32_logits)
+    teacher.float32_hook = teacher.register_forward_hook(float32_logits)
     return teacher
 
 def student_of(teacher: nn.Module) -> nn.Module:
@@ -40,8 +40,6 @@ def student_of(teacher: nn.Module) -> nn.Module:
         del student.float32_hook, student.frozen_by_user
     return student
 
-def _float32_logits(module, args, z): return z.float() if isinstance(z, Tensor) else z
-
 # %% ../nbs/engine/02_task.ipynb #949e6baa
 def _chunks(n, size, shuffle):
     "Index tensors of at most `size`; in training a last chunk of one joins its neighbour."
@@ -51,13 +49,14 @@ def _chunks(n, size, shuffle):
     return chunks
 
 class _Joined(torch.utils.data.Dataset):
-    "Several map-style datasets as one, each item with its forget flag."
+    "Several map-style datasets as one, each item with its forget flag and its position in its own dataset."
     def __init__(self, parts): self.parts, self.ends = parts, np.cumsum([len(i) for _, i, _ in parts])
     def __len__(self): return int(self.ends[-1])
     def __getitem__(self, i):
         k = int(np.searchsorted(self.ends, i, side='right'))
         data, index, forget = self.parts[k]
-        return *_pair(data, int(index[i - (self.ends[k-1] if k else 0)])), forget
+        position = int(index[i - (self.ends[k-1] if k else 0)])
+        return *_pair(data, position), forget, position
 
 # %% ../nbs/engine/02_task.ipynb #c2e26bd9
 def _pair(data, i):
@@ -81,6 +80,7 @@ class Loader:
     n_classes: int
     augment: Callable | None = None  # Batch of images to batch of images, in training only
     workers: int = 0                 # Processes that read map-style data
+    shift: Tensor | None = None      # (n_forget,) what is added to the forget labels, modulo K
 
     @property
     def n(self) -> int: "Number of images."; return sum(len(i) for _, i, _ in self.parts)
@@ -100,16 +100,23 @@ class Loader:
             which, got = torch.bucketize(c, ends, right=True), []
             for k, (data, index, forget) in enumerate(self.parts):
                 if len(own := c[which == k]):
-                    x, y = data.batch(index[own - (ends[k-1] if k else 0)], train=self.train)
-                    got.append((x, y, torch.full((len(y),), forget)))
+                    at = index[own - (ends[k-1] if k else 0)]
+                    x, y = data.batch(at, train=self.train)
+                    flag = torch.full((len(y),), forget)
+                    got.append((x, self._shifted(y, flag, at), flag))
             yield Batch(*(torch.cat(t) if len(got) > 1 else t[0] for t in zip(*got))).to(self.device)
 
     def _read(self, chunks):
         read = torch.utils.data.DataLoader(_Joined(self.parts), batch_sampler=[c.tolist() for c in chunks],
                                            num_workers=self.workers, pin_memory=self.device.type == 'cuda')
-        for x, y, forget in read:
+        for x, y, forget, at in read:
             _check_labels(y, self.n_classes, 'a batch')
-            yield Batch(x, y, forget).to(self.device)
+            yield Batch(x, self._shifted(y, forget, at), forget).to(self.device)
+
+    def _shifted(self, y, forget, at):
+        if self.shift is None or not forget.any(): return y
+        moved = (y.cpu() + self.shift[at.clamp(max=len(self.shift) - 1)]) % self.n_classes
+        return torch.where(forget.to(y.device), moved.to(y.device), y)
 
 # %% ../nbs/engine/02_task.ipynb #8b848f86
 PARTS = ('forget', 'retain', 'val', 'test')
@@ -144,12 +151,16 @@ class UnlearnTask:
         frac: float = 1.,               # Share of the retain images, drawn when the loader is made
         train: bool = True,             # Shuffled and augmented, or in order and as they are
         batch_size: int | None = None,  # Images in a batch; None: the task's in training; else 128 (1000 on a GPU)
+        shift: Tensor | None = None,    # (n_forget,) whole numbers, added to the forget labels modulo K
     ) -> Loader:
         "Batches of these parts, mixed."
         device = device_of(self.model)
         size = batch_size or (self.batch_size if train else 1000 if device.type == 'cuda' else 128)
         held = [(d := self.part(p), _share(len(d), frac if p == 'retain' else 1.), p == 'forget') for p in parts]
-        return Loader(held, size, train, device, self.n_classes, self.augment, self.workers)
+        if shift is not None and shift.shape != (n := len(self.forget),):
+            raise ValueError(f"`shift` has shape {tuple(shift.shape)}; it must hold one number "
+                             f"for each of the {n} forget images.")
+        return Loader(held, size, train, device, self.n_classes, self.augment, self.workers, shift)
 
     def part(self, name: str) -> Any:
         "The images of one part; an error says what is missing."

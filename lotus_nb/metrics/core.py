@@ -6,7 +6,7 @@ Docs: https://example.github.io/lotus_nb/metrics/core.html.md"""
 
 # %% auto #0
 __all__ = ['Evidence', 'log_probs', 'entropy', 'confidence', 'evidence', 'save_evidence', 'load_evidence', 'answers', 'Metric',
-           'metric', 'list_metrics', 'get_metric', 'measure', 'reinit', 'reference', 'Report', 'evaluate']
+           'metric', 'list_metrics', 'get_metric', 'measure', 'reference', 'Report', 'evaluate']
 
 # %% ../../nbs/metrics/00_core.ipynb #3a227310
 import copy, html, inspect, json, pkgutil
@@ -22,10 +22,11 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from ..core import atomic, digest, doing, seeded, unknown
+from ..core import atomic, digest, doing, unknown
 from ..loop import predict
 from ..methods.core import Unlearned
-from ..task import PARTS, UnlearnTask, student_of
+from ..parts import reinit
+from ..task import PARTS, UnlearnTask
 
 # %% ../../nbs/metrics/00_core.ipynb #66b61f85
 @dataclass(frozen=True, eq=False)
@@ -216,17 +217,6 @@ def measure(
     return pd.DataFrame(rows, columns=['metric', 'value', 'unit', 'n']), missing
 
 # %% ../../nbs/metrics/00_core.ipynb #830029d0
-def reinit(model: nn.Module, seed: int = 0) -> nn.Module:
-    "A copy with random weights: every layer reset by its own rule, parameters without one drawn from N(0, 0.02²)."
-    new, done = student_of(model), set()
-    with seeded(seed), torch.no_grad():
-        for m in new.modules():
-            if hasattr(m, 'reset_parameters'):
-                m.reset_parameters(); done |= {id(p) for p in m.parameters(recurse=False)}
-        for p in new.parameters():
-            if id(p) not in done: p.normal_(0, .02)
-    return new.eval()
-
 def reference(
     task: UnlearnTask,
     which: str,            # 'original', 'gold' or 'random'
