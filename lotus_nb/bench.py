@@ -8,7 +8,7 @@ Docs: https://example.github.io/lotus_nb/bench/bench.html.md"""
 __all__ = ['ROWS', 'bench', 'evidence_file', 'same_results']
 
 # %% ../nbs/bench/00_bench.ipynb #1d84bdca
-import json, shutil
+import inspect, json, shutil
 from concurrent.futures import Executor, as_completed
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Callable, Mapping, Sequence
 import pandas as pd
 
 from .core import atomic, digest, doing, tell, writable
-from .methods.core import get_method, list_methods, solve
+from .methods.core import get_method, inner_method, list_methods, solve
 from .metrics.core import Evidence, evaluate, load_evidence, reference, save_evidence
 from .models import save_weights
 from .task import UnlearnTask
@@ -71,9 +71,18 @@ def _cell(out, task, make, seed, label, which, hparams, metrics):
     "File of one cell of the grid, named by all that the cell depends on."
     fn, *args = (make.func, repr(make.args), repr(make.keywords)) if isinstance(make, partial) else (make,)
     maker = [getattr(fn, '__qualname__', repr(fn)), *args]
-    key = digest(task, maker, label, getattr(which, '__name__', which), {k: repr(v) for k, v in hparams.items()}, seed,
+    key = digest(task, maker, label, _version(which, hparams), {k: repr(v) for k, v in hparams.items()}, seed,
                  list(metrics or ['all']))
     return out/'cells'/f'{task}-{label}-s{seed}-{key}.json'
+
+# %% ../nbs/bench/00_bench.ipynb #c6a6c68a
+def _version(which, hparams):
+    if which is None: return ''
+    m = get_method(which)
+    try: source = inspect.getsource(m.fn)
+    except (OSError, TypeError): source = m.fn.__code__.co_code.hex()
+    keep = {k: v for k, v in hparams.items() if k == 'recipe' or k in m.defaults}
+    return m.name, source, {k: repr(v) for k, v in inner_method(which, keep)[0].keywords.items()}
 
 # %% ../nbs/bench/00_bench.ipynb #9f8a5300
 def _job(name, make, seed, *, plan, out, metrics, amp, keep_models, at, total):
@@ -115,7 +124,7 @@ def same_results(
     a: pd.DataFrame,  # Rows
     b: pd.DataFrame,  # Rows
 ) -> bool:
-    "Whether two frames agree in all but seconds."
+    "Whether two frames agree in all but seconds and memory."
     key = [c for c in ROWS if c != 'value']
-    x, y = (f[f.unit != 's'].sort_values(key, ignore_index=True) for f in (a, b))
+    x, y = (f[~f.unit.isin(['s', 'bytes'])].sort_values(key, ignore_index=True) for f in (a, b))
     return x.equals(y)

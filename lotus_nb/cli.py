@@ -93,9 +93,11 @@ def _answers(out, task, seed, methods):
 def demo(
     out: Annotated[Path, typer.Option(help='Folder for results; a stopped run goes on there.')] = Path('lotus-demo'),
     seeds: Annotated[int, typer.Option(min=1, max=100, help='Repetitions, each with another forget set.')] = 3,
+    method: Annotated[Optional[List[str]],
+                      typer.Option(help='Only this method; may be given several times. Without it, all.')] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', …")] = 'auto',
 ):
-    """Unlearn handwritten digits by every method, without any download, in about a minute.
+    """Unlearn handwritten digits by every method, without any download, in a few minutes.
 
     Trains a small network that memorises 400 real digits (*original*), trains it again without 40 of them (*gold*),
     makes the original forget these 40 by each method, and prints how near each comes to gold.
@@ -110,39 +112,41 @@ def demo(
         from lotus_nb.methods.core import list_methods
         from lotus_nb.train import digits_task
         with show_progress():
-            frame = bench({'digits': partial(digits_task, device=device)}, seeds=range(seeds), out=out, recipe='digits')
-        _show(frame, out, 'Forgetting 40 of 400 handwritten digits', _answers(out, 'digits', 0, list_methods()))
+            frame = bench({'digits': partial(digits_task, device=device)}, method or None, range(seeds), out,
+                          recipe='digits')
+        _show(frame, out, 'Forgetting 40 of 400 handwritten digits',
+              _answers(out, 'digits', 0, method or list_methods()))
 
 # %% ../nbs/bench/03_cli.ipynb #03886e6c
 def image_task(
     seed: int,            # Draws the forget set, unless it is given, and splits the held-out images
     folder: Path | None,  # Keeps models that are trained here
     *,
-    data: str,            # 'cifar10', 'cifar100' or 'digits'
+    data: str,            # 'cifar10', 'cifar100', 'cifar20' or 'digits'
     root: str | None,     # Folder with the data
     model: str,           # Name for `create_model`
     weights: str | None,  # Weights of the original; None trains it
     gold: str | None,     # Weights of gold; None leaves it out, 'train' trains it
-    forget: str,          # A share, or a file of positions
+    forget: str,          # A share, a file of positions, or 'class:NAME,NAME'
     recipe: str,          # Of trainings that are needed
     batch_size: int,      # Of unlearning
     device: str,
     digests: tuple = (),  # Of the files, so that a changed file is another task
 ):
     "The task that `lotus-nb run` describes."
-    from lotus_nb.data.core import read_positions, split_forget
+    from lotus_nb.data.core import split_forget
     from lotus_nb.data.cifar import cifar
     from lotus_nb.data.digits import digits
     from lotus_nb.models import create_model, load_weights, normalisation
     from lotus_nb.task import UnlearnTask
     from lotus_nb.train import make_task
-    channels, k = (1, 10) if data == 'digits' else (3, 100 if data == 'cifar100' else 10)
+    channels, k = (1, 10) if data == 'digits' else (3, int(data.removeprefix('cifar')))
     new = lambda seed: create_model(model, k, channels, seed=seed,
                                     **({} if data == 'digits' else {'img_size': 32})).to(device)
     net = new(seed)
     stats = normalisation(net) if weights else None
     splits = digits(seed, device=device) if data == 'digits' else cifar(data, root, seed, device=device, stats=stats)
-    positions = _share_or_file(forget)
+    positions = _positions(forget, splits.train, data, root)
     if weights is None:
         return make_task(splits, positions, new, recipe, seed=seed, folder=folder, gold=gold == 'train',
                          name=data, batch_size=batch_size)
@@ -153,12 +157,18 @@ def image_task(
     return UnlearnTask(load_weights(net, weights), leave, keep, splits.val, splits.test,
                        load_weights(new(seed), gold) if gold else None, name=data, batch_size=batch_size)
 
-def _share_or_file(text):
-    from lotus_nb.data.core import read_positions
+def _positions(text, train_set, data, root):
+    "What `--forget` names: a share, or positions."
+    from lotus_nb.data.cifar import cifar, class_names
+    from lotus_nb.data.core import positions_of, read_positions
+    if text.startswith('class:'):
+        names = [int(c) if c.isdigit() else c for c in text.removeprefix('class:').split(',')]
+        fine = data == 'cifar20' and set(names) <= set(class_names('cifar100'))
+        return positions_of(cifar('cifar100', root).train if fine else train_set, names)
     try: return float(text)
     except ValueError: return read_positions(text)
 
-# %% ../nbs/bench/03_cli.ipynb #2f28f56a
+# %% ../nbs/bench/03_cli.ipynb #5d053f23
 def _settings(pairs):
     "`['alpha=2', 'lr=1e-3']` as a dictionary of Python values."
     from ast import literal_eval
@@ -177,7 +187,7 @@ def _file_digest(path):
 
 class Data(str, Enum):
     "Data sets that `run` knows."
-    cifar10, cifar100, digits = 'cifar10', 'cifar100', 'digits'
+    cifar10, cifar100, cifar20, digits = 'cifar10', 'cifar100', 'cifar20', 'digits'
 
 @app.command()
 def run(
@@ -192,8 +202,9 @@ def run(
                                                      "Without it, distances from gold are left out.")] = None,
     method: Annotated[Optional[List[str]],
                       typer.Option(help='Method; may be given several times. `lotus-nb methods` lists them.')] = None,
-    forget: Annotated[str, typer.Option(help='What to forget: a share, drawn within classes, or a file of positions '
-                                             '(.npy, or one number in each line).')] = '0.1',
+    forget: Annotated[str, typer.Option(help='What to forget: a share, drawn within classes; a file of positions '
+                                             '(.npy, or one number in each line); or whole classes, '
+                                             'class:NAME,NAME.')] = '0.1',
     recipe: Annotated[Optional[str], typer.Option(help='Recipe of the methods (`lotus-nb recipes METHOD`).')] = None,
     set_: Annotated[Optional[List[str]],
                     typer.Option('--set', help='Hyper-parameter, NAME=VALUE; may be given several times.')] = None,
@@ -223,15 +234,15 @@ def run(
         _show(frame, out, f'{model} on {data.value}', _answers(out, data.value, seeds[0], methods))
         for f in sorted((out/'models').glob(f'{data.value}-*.safetensors')): print(f)
 
-# %% ../nbs/bench/03_cli.ipynb #5d053f23
+# %% ../nbs/bench/03_cli.ipynb #b91f04d2
 def _plan_run(methods, hparams, recipe):
     "Label → (method, settings), checked before any work: names, hyper-parameters, recipe."
     from lotus_nb.core import unknown
-    from lotus_nb.methods.core import _settings as check, get_method
+    from lotus_nb.methods.core import get_method, inner_method
     found = [get_method(m) for m in methods]
     if recipe and not any(recipe in m.recipes for m in found):
         raise ValueError(unknown('recipe', recipe, {r for m in found for r in m.recipes}))
-    for m in found: check(m, None, hparams)
+    for m in found: inner_method(m, hparams)
     return {m.name: (m.name, hparams) for m in found}
 
 def _say_original(out, task, seed):

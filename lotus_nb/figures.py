@@ -80,12 +80,16 @@ def plot_entropy(
 def plot_entropies(
     models: Mapping[str, pd.DataFrame],  # Title → rows of `answers` of one model
 ) -> plt.Figure:
-    "A panel for each model, all with the same bins and axes."
-    bins = entropy_bins(*models.values())
-    fig, axs = plt.subplots(1, len(models), figsize=(max(4, 2.6*len(models)), 2.4), dpi=STYLE['dpi'], sharex=True,
+    "A panel for each model, at most five in a row, all with the same bins and axes."
+    bins, columns = entropy_bins(*models.values()), min(5, len(models))
+    rows = -(-len(models)//columns)
+    fig, axs = plt.subplots(rows, columns, figsize=(max(4, 2.6*columns), 2.4*rows), dpi=STYLE['dpi'], sharex=True,
                             sharey=True, squeeze=False, layout='constrained')
-    for ax, (title, df) in zip(axs[0], models.items()): plot_entropy(df, ax, title, bins)
-    axs[0, 0].set_ylabel('density'); axs[0, 0].legend(fontsize=7)
+    for ax, (title, df) in zip(axs.flat, models.items()): plot_entropy(df, ax, title, bins)
+    for ax in axs.flat[len(models):]: ax.axis('off')
+    for ax in axs[:-1].flat: ax.set_xlabel('')
+    for ax in axs[:, 0]: ax.set_ylabel('density')
+    axs[0, 0].legend(fontsize=7)
     return fig
 
 # %% ../nbs/bench/01_figures.ipynb #e5854219

@@ -135,10 +135,10 @@ class Run:
     mask: dict | None = None      # Parameter name to bool tensor: which weights may move
     accelerator: Any = None       # A Hugging Face `Accelerator`, to run on several processes
     forget_opt: Callable | None = None  # Model → an optimiser of its own for batches of forget images
-    loops: int = 0                # Loops started so far
     cost: dict = field(default_factory=lambda: dict(forward=0, backward=0, steps=0, seen_forget=0, seen_retain=0))
     log: list = field(default_factory=list)  # What each pass of each loop did
     clock: dict = field(default_factory=lambda: dict(since=time.perf_counter(), before=0.))
+    started: dict = field(default_factory=lambda: dict(loops=0))    # So that each loop has a checkpoint of its own
 
     @property
     def seconds(self) -> float:
@@ -170,8 +170,9 @@ def float32_logits(module: nn.Module, args: tuple, z: Any) -> Any:
 
 @contextmanager
 def _hooked(model):
-    "The model with that hook inside the block, once; a teacher carries it always."
-    hook = None if 'float32_hook' in vars(model) else model.register_forward_hook(float32_logits)
+    "The model with that hook inside the block, and never with two; a teacher carries it always."
+    held = float32_logits in model._forward_hooks.values()
+    hook = None if held else model.register_forward_hook(float32_logits)
     try: yield model
     finally:
         if hook: hook.remove()
@@ -263,8 +264,22 @@ def _optimiser_for(loop, batch):
     if loop.forget_opt is None: return loop.opt
     if batch.forget.all(): return loop.forget_opt
     if not batch.forget.any(): return loop.opt
-    raise ValueError("Forget images were to have an optimiser of their own, but this batch holds retain images as well. "
-                     "Choose a method that passes over them in turn, such as 'scrub' or 'salun'.")
+    raise ValueError("Forget images were to have an optimiser of their own, but this batch holds retain images as "
+                     "well. Choose a method that passes over them in turn, such as 'scrub' or 'salun'.")
+
+# %% ../nbs/engine/01_loop.ipynb #b7824666
+@contextmanager
+def _one_at_a_time(model):
+    norms, held = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)], set()
+    def hold(m, args):
+        if m.training and len(args[0]) == 1: m.training = False; held.add(m)
+    def release(m, *_):
+        if m in held: m.training = True; held.discard(m)
+    hooks = [h for m in norms for h in (m.register_forward_pre_hook(hold), m.register_forward_hook(release))]
+    try: yield
+    finally:
+        for h in hooks: h.remove()
+        for m in list(held): release(m)
 
 # %% ../nbs/engine/01_loop.ipynb #4ba96e1a
 class _Losses:
@@ -302,12 +317,12 @@ class Loop:
         self.model, self.wrapped, self.opt, self.sched = model.to(memory_format=torch.channels_last), model, opt, sched
         self.device, self.epoch, self.place, self.log = device_of(model), -1, 'one pass', []
         self.amp = next((a for a in (amp, run.amp) if a is not None), has_bf16(self.device))
-        self.ckpt = Path(ckpt) if ckpt else run.ckpt/f'loop{run.loops}.pt' if run.ckpt else None
+        self.ckpt = Path(ckpt) if ckpt else run.ckpt/f'loop{run.started["loops"]}.pt' if run.ckpt else None
         self.masked = _masked_parameters(model, run.mask)
         self.accelerator = accelerator or run.accelerator
         self.forget_opt = run.forget_opt(model) if run.forget_opt else None
         if self.accelerator: self.wrapped, self.opt = self.accelerator.prepare(model, opt)
-        run.loops += 1
+        run.started['loops'] += 1
         self.keep()
 
     def epochs(self, n: int) -> Iterator[int]:
@@ -327,7 +342,7 @@ class Loop:
         start, forget, total = time.perf_counter(), 0, len(batches) if hasattr(batches, '__len__') else None
         losses = _Losses(every=1 if self.device.type == 'cpu' else 32)
         try:
-            with doing(self.place, announce=False), _hooked(self.model):
+            with doing(self.place, announce=False), _hooked(self.model), _one_at_a_time(self.model):
                 for i, b in enumerate(_shares(self, batches)):
                     b = b.to(self.device, _format(b.x))
                     losses.add(_step(self, b, loss), len(b.y))

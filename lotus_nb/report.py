@@ -59,7 +59,8 @@ def table(
                                           mark if k in top else ' '*len(mark)) for k in s.index]
     return pd.DataFrame(out, index=s.index.rename(None))
 
-_FORMATS = {'share': '.3f', 'nats': '.4f', 'bits': '.3f', 's': '.2f', 'images': ',.0f', 'steps': ',.0f'}
+_FORMATS = {'share': '.3f', 'nats': '.4f', 'bits': '.3f', 's': '.2f', 'images': ',.0f', 'steps': ',.0f',
+            'bytes': ',.0f'}
 
 def _cell(mean, sd, style, mark):
     if pd.isna(mean): return '–' + ' '*len(mark)

@@ -107,8 +107,10 @@ class Loader:
             yield Batch(*(torch.cat(t) if len(got) > 1 else t[0] for t in zip(*got))).to(self.device)
 
     def _read(self, chunks):
+        own = None if self.train else torch.Generator().manual_seed(0)      # looking must not move the global generator
         read = torch.utils.data.DataLoader(_Joined(self.parts), batch_sampler=[c.tolist() for c in chunks],
-                                           num_workers=self.workers, pin_memory=self.device.type == 'cuda')
+                                           num_workers=self.workers, pin_memory=self.device.type == 'cuda',
+                                           generator=own)
         for x, y, forget, at in read:
             _check_labels(y, self.n_classes, 'a batch')
             yield Batch(x, self._shifted(y, forget, at), forget).to(self.device)

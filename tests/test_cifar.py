@@ -1,5 +1,6 @@
 "CIFAR-10 itself, and a ResNet-20 that others trained on it; skipped, visibly, where the data is absent."
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from lotus_nb.cli import image_task
-from lotus_nb.data.cifar import read_archive
+from lotus_nb.data.cifar import cifar, class_names, read_archive, superclasses
+from lotus_nb.data.core import positions_of, split_forget
 from lotus_nb.metrics.accuracy import accuracy
 from lotus_nb.metrics.core import evidence
 
@@ -46,3 +48,18 @@ def test_parts_of_the_archive_give_the_same_images(real_data, tmp_path):
     (a, ya, na), (b, yb, nb) = read_archive([whole]), read_archive(sorted(tmp_path.glob('*.zip')))
     assert np.array_equal(a, b) and np.array_equal(ya, yb) and np.array_equal(ya, labels) and na == nb == 50_000
     assert torch.from_numpy(a[:50_000]).float().mean((0, 1, 2)).div(255).sub(torch.tensor([.4914, .4822, .4465])).abs().max() < 1e-3
+
+
+def test_superclasses_are_those_of_the_data_set(real_data):
+    names = json.loads((real_data/'class_names.json').read_text())
+    fine, coarse = class_names('cifar100'), class_names('cifar20')
+    assert (list(fine), list(coarse)) == (names['cifar100_fine'], names['cifar100_coarse'])
+    for i, c in enumerate(names['cifar100_fine_to_coarse']): assert fine[i] in superclasses()[coarse[c]]
+
+
+def test_a_subclass_can_be_forgotten(real_data):
+    rockets = positions_of(cifar('cifar100', real_data).train, 'rocket')
+    forget, retain = split_forget(cifar('cifar20', real_data).train, rockets)
+    assert (len(forget), len(retain)) == (500, 49_500)
+    assert {forget.classes[i] for i in forget.y.tolist()} == {'vehicles_2'}
+    assert int((retain.y == forget.y[0]).sum()) == 2_000

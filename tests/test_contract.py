@@ -8,8 +8,8 @@ RECIPES = [(m, r) for m in METHODS for r in recipes(m)]
 
 
 def quick(name, epochs):
-    "Few epochs, for methods that have any."
-    return {'epochs': epochs} if 'epochs' in get_method(name).defaults else {}
+    "Few epochs or steps, for methods that have any."
+    return {k: v for k, v in dict(epochs=epochs, steps=20*epochs).items() if k in get_method(name).defaults}
 
 
 def test_the_methods_of_this_library_are_found(): assert {'finetune', 'neggrad', 'lotus'} <= set(METHODS)
@@ -40,7 +40,7 @@ def test_every_recipe_runs(name, recipe, task):
     assert given['source']
     new = solve(task, name, recipe=recipe, **quick(name, 1))
     for k, v in given.items():
-        if k not in ('source', 'epochs'): assert new.hparams[k] == v
+        if k not in ('source', 'epochs', 'steps'): assert new.hparams[k] == v
 
 
 @pytest.mark.parametrize('name', METHODS)

@@ -11,7 +11,8 @@ import pytest
 
 from lotus_nb.bench import same_results
 
-COMMAND = [sys.executable, '-c', 'from lotus_nb.cli import main; main()', 'demo', '--seeds', '2', '--out']
+COMMAND = [sys.executable, '-c', 'from lotus_nb.cli import main; main()', 'demo', '--seeds', '2',
+           '--method', 'finetune', '--method', 'neggrad', '--method', 'lotus', '--out']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
