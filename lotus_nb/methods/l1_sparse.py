@@ -42,8 +42,9 @@ _RECIPES = {
                          source='as a baseline of Scissorhands, CIFAR-10 (its main_0.2_cifar10.sh)'),
     'readme': dict(epochs=10, lr=1e-2, alpha=.2, batch_size=256,
                    source="authors' README of 2026, as printed: hundreds of times the other settings"),
-    'digits': dict(epochs=10, lr=.05, alpha=2e-3, batch_size=64,
-                   source='this library: least Avg Gap on seeds 100 to 104, which no table uses'),
+    'digits': dict(epochs=15, lr=.02, alpha=2e-3, batch_size=64,
+                   source='this library: least Avg Gap on seeds 100 to 109, which no table uses, among settings that '
+                          'never collapse there'),
 }
 
 @method('l1-sparse', 'https://arxiv.org/abs/2304.04934', needs=('retain',), recipes=_RECIPES)
