@@ -255,7 +255,7 @@ def _step(loop, batch, loss):
     for p, may, _ in loop.masked:
         if p.grad is not None: p.grad.mul_(may)
     opt.step()
-    for p, may, start in loop.masked: p.data.copy_(torch.where(may, p.data, start))
+    loop.restore()
     opt.zero_grad(set_to_none=True)
     if loop.sched is not None: loop.sched.step()
     return value.detach()
@@ -356,6 +356,10 @@ class Loop:
                              loss=losses.sum/losses.n, n=losses.n, seconds=time.perf_counter() - start))
         self.around.log.append(self.log[-1])
         return losses.sum/losses.n
+
+    def restore(self) -> None:
+        "Put weights that a mask holds back to where they were; for methods that set weights themselves."
+        for p, may, start in self.masked: p.data.copy_(torch.where(may, p.data, start))
 
     def keep(self) -> None:
         "Remember the present weights as the last good ones."

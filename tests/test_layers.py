@@ -11,7 +11,7 @@ import lotus_nb
 
 # Room: the rooms it is built upon. It may import these, and all that they are built upon; `a.*` are the pages beside `a.core`.
 ARROWS = {
-    'core': '', 'loop': 'core', 'task': 'loop', 'parts': 'task', 'data.core': 'parts', 'data.*': 'data.core', 'models': 'data.*', 'train': 'models',
+    'core': '', 'loop': 'core', 'task': 'loop', 'parts': 'task', 'data.core': 'parts', 'data.*': 'data.core', 'models': 'data.*', 'train': 'models', 'ensemble': 'train',
     'methods.core': 'train', 'methods.*': 'methods.core', 'metrics.core': 'methods.core', 'metrics.*': 'metrics.core',
     'bench': 'train methods.core metrics.core', 'figures': 'bench', 'report': 'figures', 'cli': 'report metrics.*',
     'fastai_bridge': 'methods.core metrics.core', 'all': 'report'}

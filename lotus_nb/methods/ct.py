@@ -55,7 +55,7 @@ def ct(model, task, *,
     "Transpose the convolution kernels, then continue training on the retain set."
     loop = Loop(model, sgd(model, lr, momentum, wd))
     transpose(model)
-    for p, may, start in loop.masked: p.data.copy_(torch.where(may, p.data, start))   # as a mask around it demands
+    loop.restore()                                            # what a mask around it holds still
     for epoch in loop.epochs(epochs):
         for group in loop.opt.param_groups: group['lr'] = lr*cosine(epoch, epochs)
         loop.run(task.loader('retain'), lambda m, b: F.cross_entropy(m(b.x), b.y))

@@ -106,7 +106,7 @@ def msg(model, task, *,
     loop = Loop(model, sgd(model, lr, momentum, wd))
     reset, drawn = lowest(disagreement(model, task), share, scope), fresh(model, init)
     for n, w in kernels(model).items(): w.data.copy_(torch.where(reset[n], drawn[n], w.data))
-    for p, may, start in loop.masked: p.data.copy_(torch.where(may, p.data, start))   # as a mask around it demands
+    loop.restore()                                            # what a mask around it holds still
     with damped(model, reset, damp):
         for epoch in loop.epochs(epochs):
             for group in loop.opt.param_groups: group['lr'] = lr*ramp(epoch, epochs)

@@ -77,6 +77,6 @@ def no_t(model, task, *,
     "Negate one layer, then continue training on the retain set."
     loop = Loop(model, sgd(model, lr, momentum, wd))
     negate(model, layer, bias)
-    for p, may, start in loop.masked: p.data.copy_(torch.where(may, p.data, start))   # as a mask around it demands
+    loop.restore()                                            # what a mask around it holds still
     for _ in loop.epochs(epochs): loop.run(task.loader('retain'), lambda m, b: F.cross_entropy(m(b.x), b.y))
     return model

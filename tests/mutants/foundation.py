@@ -300,7 +300,7 @@ MUTATIONS = [  # what; where it was seen; how it is put back; the check that not
     ('accuracies rounded before their gaps', SPARTALIS, swapped(mia, 'accuracy', lambda ev, *p: round(ACCURACY(ev, *p), 2)),
      gaps_are_of_whole_accuracies, None),
     ('weight decay on masked weights', 'SalUn before its pull request 33',
-     lambda: rewritten(loop, '_step', 'p.data.copy_(torch.where(may, p.data, start))', 'pass'), masked_weights_stand_still, None),
+     lambda: rewritten(loop, '_step', 'loop.restore()', 'pass'), masked_weights_stand_still, None),
     ('one forget set for all seeds', f'{SPARTALIS}, _split_data_forget_retain', swapped(data_core, 'draw_stratified', _first_of_each_class),
      seeds_draw_different_forget_sets, None),
     ('all forget batches, then all others', f'Bad Teacher in {SPARTALIS}', swapped(task_module, '_chunks', lambda n, size, _: CHUNKS(n, size, False)),

@@ -223,7 +223,7 @@ MUTATIONS = [
     ('CT of the first kernel only', 'top-level modules searched', lambda: rewritten(ct, 'transpose', 'in square.values()', 'in list(square.values())[:1]'), ct_turns_every_kernel, None),
     ('CT of oblong kernels', 'deepunlearn, kgltop5.py', lambda: rewritten(ct, 'transpose', 'for w in square.values(): w.copy_(w.transpose(2, 3).clone())',
                                                                          'for m in model: m.weight.data = m.weight.data.transpose(2, 3)'), ct_leaves_oblong_kernels, None),
-    *[(f'a reset that goes behind the mask, {name}', 'weights set without asking', lambda m=module, n=name: rewritten(m, n, 'in loop.masked:', 'in []:'), masks_hold_for_resets_too, None)
+    *[(f'a reset that goes behind the mask, {name}', 'weights set without asking', lambda m=module, n=name: rewritten(m, n, 'loop.restore()', 'pass'), masks_hold_for_resets_too, None)
       for name, module in (('no_t', no_t), ('msg', msg), ('ct', ct))],
     ('DELETE that leaves the true class in', 'plain distillation', lambda: rewritten(delete, 'erased', '.scatter(1, y[:, None], -torch.inf)', ''),
      the_erased_class_is_exactly_gone, None),

@@ -193,7 +193,7 @@ MUTATIONS = [
      lambda: rewritten(salun, 'saliency', 'in grads.items(): total', 'in ((n, g.abs()) for n, g in grads.items()): total'), opposite_wishes_cancel, None),
     ('a mask in the forget pass only', SPARTALIS, default('salun', mask='forget'), salient_weights_alone_move, None),
     ('weight decay on weights that SalUn froze', f'{FAN} before pull request 33',
-     lambda: rewritten(loop, '_step', 'p.data.copy_(torch.where(may, p.data, start))', 'pass'), salient_weights_alone_move, None),
+     lambda: rewritten(loop, '_step', 'loop.restore()', 'pass'), salient_weights_alone_move, None),
     ('a mask from the retain images', 'the wrong loader',
      lambda: rewritten(salun, 'salun', "task.loader('forget', train=False", "task.loader('retain', train=False"), salient_weights_alone_move, None),
     ('a mask made in training mode', 'BatchNorm of the batch, not of the training', lambda: rewritten(loop, '_in_eval', 'model.eval()', 'model.train()'),
