@@ -39,7 +39,7 @@ CIFAR10 = {
     'ct': dict(recipe='challenge', epochs=2),
     'delete': dict(recipe='cifar10'),
     'sfron': dict(recipe='cifar10', steps=400),
-    'jit': dict(recipe='vgg11'),
+    'jit': dict(recipe='vgg11', lr=1e-6),          # with the 3e-4 for VGG-11 the loss becomes NaN on this network, and 1e-5 destroys it
     'amun': dict(recipe='cifar10', epochs=1, steps=5, eps=.1),
     'dual_optim': dict(recipe='cifar10-scrub', settings=dict(epochs=2, msteps=1, decay_epochs=(), opt='adam', lr=1e-4, wd=5e-4, gamma=1., alpha=.5, t=1.)),
 }
