@@ -20,7 +20,7 @@ setup(
                  'Programming Language :: Python :: 3 :: Only'],
     packages=find_packages(include=[lib, lib+'.*']),     # without '.*' the wheel would lack every subpackage
     install_requires=cfg['requirements'].split(),
-    extras_require={o: cfg[o+'_requirements'].split() for o in ('fastai', 'dev', 'docs')},
+    extras_require={o: cfg[o+'_requirements'].split() for o in ('fastai', 'clean', 'dev', 'docs')},
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': [f'{lib}={lib}._modidx:d']},  # lets other nbdev projects link to our docs

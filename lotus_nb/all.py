@@ -6,14 +6,14 @@ Docs: https://example.github.io/lotus_nb/bench/all.html.md"""
 
 # %% auto #0
 __all__ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'digest', 'show_progress', 'cifar', 'Augment',
-           'Images', 'Splits', 'draw_stratified', 'read_positions', 'split_forget', 'digits', 'plot_bars',
-           'plot_confidence', 'plot_entropies', 'plot_entropy', 'plot_summary', 'Loop', 'predict', 'check_method',
-           'get_method', 'list_methods', 'masked', 'method', 'recipes', 'solve', 'unlearn', 'Evidence', 'answers',
-           'evaluate', 'evidence', 'list_metrics', 'load_evidence', 'metric', 'reference', 'save_evidence',
+           'Images', 'Splits', 'draw_stratified', 'positions_of', 'read_positions', 'split_forget', 'digits',
+           'plot_bars', 'plot_confidence', 'plot_entropies', 'plot_entropy', 'plot_summary', 'Loop', 'predict',
+           'check_method', 'get_method', 'list_methods', 'masked', 'method', 'recipes', 'solve', 'unlearn', 'Evidence',
+           'answers', 'evaluate', 'evidence', 'list_metrics', 'load_evidence', 'metric', 'reference', 'save_evidence',
            'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl',
            'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary',
            'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe',
-           'digits_task', 'make_task', 'recipe', 'train']
+           'digits_task', 'make_task', 'recipe', 'train', 'attacks', 'reinit', 'top_share']
 
 # %% ../nbs/bench/05_all.ipynb #678debd5
 import numpy as np
@@ -25,27 +25,28 @@ from torch.nn import functional as F
 from .bench import bench, same_results
 from .core import Batch, digest, show_progress
 from .data.cifar import cifar
-from .data.core import Augment, Images, Splits, draw_stratified, read_positions, split_forget
+from .data.core import Augment, Images, Splits, draw_stratified, positions_of, read_positions, split_forget
 from .data.digits import digits
 from .figures import plot_bars, plot_confidence, plot_entropies, plot_entropy, plot_summary
 from .loop import Loop, predict
 from .methods.core import check_method, get_method, list_methods, masked, method, recipes, solve, unlearn
+from .metrics.attacks import attacks
 from .metrics.core import Evidence, answers, evaluate, evidence, list_metrics, load_evidence, metric
 from .metrics.core import reference, save_evidence
 from .models import create_model, load_weights, normalisation, save_weights
 from .parts import adamw, cycle, distill_kl, gumbel_softmax, sgd, share_correct, side_by_side
-from .parts import soft_cross_entropy
+from .parts import reinit, soft_cross_entropy, top_share
 from .report import conclusion, summary, table, text_table
 from .task import UnlearnTask, student_of, teacher_of, twins
 from .train import RECIPES, Recipe, digits_task, make_task, recipe, train
 
 # %% ../nbs/bench/05_all.ipynb #857a4775
 _all_ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'digest', 'show_progress', 'cifar',
-         'Augment', 'Images', 'Splits', 'draw_stratified', 'read_positions', 'split_forget', 'digits',
+         'Augment', 'Images', 'Splits', 'draw_stratified', 'positions_of', 'read_positions', 'split_forget', 'digits',
          'plot_bars', 'plot_confidence', 'plot_entropies', 'plot_entropy', 'plot_summary', 'Loop', 'predict',
          'check_method', 'get_method', 'list_methods', 'masked', 'method', 'recipes', 'solve', 'unlearn', 'Evidence',
          'answers', 'evaluate', 'evidence', 'list_metrics', 'load_evidence', 'metric', 'reference', 'save_evidence',
          'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl',
          'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary',
          'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe',
-         'digits_task', 'make_task', 'recipe', 'train']
+         'digits_task', 'make_task', 'recipe', 'train', 'attacks', 'reinit', 'top_share']

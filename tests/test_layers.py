@@ -14,12 +14,12 @@ ARROWS = {
     'core': '', 'loop': 'core', 'task': 'loop', 'parts': 'task', 'data.core': 'parts', 'data.*': 'data.core', 'models': 'data.*', 'train': 'models', 'ensemble': 'train',
     'methods.core': 'train', 'methods.*': 'methods.core', 'metrics.core': 'methods.core', 'metrics.*': 'metrics.core',
     'bench': 'train methods.core metrics.core', 'figures': 'bench', 'report': 'figures', 'cli': 'report metrics.*',
-    'fastai_bridge': 'methods.core metrics.core', 'all': 'report'}
+    'fastai_bridge': 'methods.core metrics.core', 'cleaning': 'core', 'all': 'report metrics.*'}
 IN_ORDER = ('data', 'metrics')                   # pages that may import pages before them on the site; methods never do
 ON_DEMAND = {('metrics.core', 'report')}         # `Report.to_html` draws a page; drawing is a room further right
 AT_LOAD = {'torch', 'timm', 'pandas', 'sklearn', 'scipy', 'numpy', 'matplotlib', 'safetensors'}
 IN_FUNCTIONS = {'torchvision', 'PIL'}
-OWN = {'cli': {'typer', 'rich'}, 'fastai_bridge': {'fastai', 'fastcore'}}
+OWN = {'cli': {'typer', 'rich'}, 'fastai_bridge': {'fastai', 'fastcore'}, 'cleaning': {'imagehash'}}
 PATHS = sorted(p for p in (ROOT/'lotus_nb').rglob('*.py') if p.name not in ('__init__.py', '_modidx.py'))
 
 

@@ -212,8 +212,9 @@ def measure(
         elif lack := [p for p in m.parts if not seen['new'].has(p)]:
             missing[name] = f"needs {' and '.join(lack)} images"
         else:
-            rows.append((name, float(m.fn(**{r: seen[r] for r in m.refs})), m.unit,
-                         len(seen['new'].labels[m.parts[0]]) if m.parts else 1))
+            try: value = float(m.fn(**{r: seen[r] for r in m.refs}))
+            except ValueError as e: missing[name] = str(e); continue          # what the metric itself refuses
+            rows.append((name, value, m.unit, len(seen['new'].labels[m.parts[0]]) if m.parts else 1))
     return pd.DataFrame(rows, columns=['metric', 'value', 'unit', 'n']), missing
 
 # %% ../../nbs/metrics/00_core.ipynb #830029d0
