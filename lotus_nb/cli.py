@@ -254,14 +254,21 @@ def _say_original(out, task, seed):
     print(f"The original is right about {accuracy(ev, 'val', 'test'):.2%} of the {n:,} held-out images.\n")
 
 # %% ../nbs/bench/03_cli.ipynb #fead5eeb
+def _indented(text, by):
+    import textwrap
+    return textwrap.fill(text, _width(), initial_indent=' '*by, subsequent_indent=' '*by, break_long_words=False,
+                         break_on_hyphens=False)
+
 @app.command()
 def methods():
-    "List the methods, with what they need and their hyper-parameters."
+    "List the methods, with what they need and their hyper-parameters; no-op and retraining last."
     from lotus_nb.methods.core import get_method, list_methods
-    for name in list_methods():
+    known = list_methods()
+    for name in [*known, *(m for m in list_methods(controls=True) if m not in known)]:
         m = get_method(name)
-        print(f'{name:12} {m.title}  ({m.paper})\n{"":12} {m.fn.__doc__}\n{"":12} needs {", ".join(m.parts())}; '
-              + ', '.join(f'{k}={v!r}' for k, v in m.defaults.items()))
+        facts = [f'needs {", ".join(m.parts()) or "nothing"}', ', '.join(f'{k}={v!r}' for k, v in m.defaults.items())]
+        print(f'{name:12} {m.title}  ({m.paper})', _indented(m.fn.__doc__, 13),
+              _indented('; '.join(filter(None, facts)), 13), sep='\n')
 
 @app.command()
 def recipes(method: Annotated[str, typer.Argument(help='Name of a method.')]):
@@ -269,8 +276,8 @@ def recipes(method: Annotated[str, typer.Argument(help='Name of a method.')]):
     with _friendly():
         from lotus_nb.methods.core import recipes as find
         for name, r in find(method).items():
-            print(f"{name:24} {', '.join(f'{k}={v!r}' for k, v in r.items() if k != 'source')}\n"
-                  f"{'':24} {r.get('source', '')}")
+            settings = ', '.join(f'{k}={v!r}' for k, v in r.items() if k != 'source')
+            print(f'{name:24} {_indented(settings, 25).lstrip()}', _indented(r.get('source', ''), 25), sep='\n')
 
 def main():
     "Entry point of `lotus-nb`."

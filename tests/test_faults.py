@@ -16,7 +16,11 @@ COMMAND = [sys.executable, '-c', 'from lotus_nb.cli import main; main()', 'demo'
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
-def start(out): return subprocess.Popen([*COMMAND, str(out)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def hear_interrupts(): signal.signal(signal.SIGINT, signal.SIG_DFL)      # a test run in the background would hand down deafness to them
+
+
+def start(out):
+    return subprocess.Popen([*COMMAND, str(out)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
 
 
 @pytest.fixture(scope='module')
