@@ -59,7 +59,7 @@ RECIPES = {
     'lotus-resnet18': Recipe(150, .1, 512, warmup=30, patience=50),                 # CIFAR-10/100, MUFAC, TinyImageNet
     'lotus-vit': Recipe(30, 1e-4, 64, schedule='constant', patience=10),  # from a backbone trained on ImageNet
     'cifar-resnet20': Recipe(40, .2, 128, warmup=2, schedule='cosine'),
-    'cifar-resnet20-short': Recipe(20, .2, 128, warmup=2, schedule='cosine'),       # a quarter of an hour on a CPU
+    'cifar-resnet20-short': Recipe(20, .2, 128, warmup=2, schedule='cosine'),       # 20 to 25 minutes on one CPU core
     # memorises 400 digits, in float32 on every machine:
     'digits': Recipe(60, 2e-3, 64, 'adamw', wd=0., schedule='constant', amp=False),
 }
