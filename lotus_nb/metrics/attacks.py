@@ -21,7 +21,8 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.svm import SVC
 
 from ..core import unknown
-from .core import Evidence, entropy, log_probs, metric
+from .accuracy import per_image
+from .core import Evidence, entropy, metric
 
 # %% ../../nbs/metrics/05_attacks.ipynb #02dabc06
 def margin(
@@ -61,13 +62,15 @@ def signal(
     ev: Evidence,   # Of one model
     kind: str,      # 'margin', 'correctness', 'entropy' or 'modified_entropy'
     part: str,      # Part of the data
-    at_most: int = 2**21,  # Numbers in a piece
 ) -> np.ndarray:    # (N,) larger for images that look trained on
     "One number for each image of a part."
     if kind not in SIGNALS: raise ValueError(unknown('signal', kind, SIGNALS))
-    z, y = ev.logits[part], ev.labels[part]
-    step = max(1, at_most//z.shape[1])
-    return np.concatenate([SIGNALS[kind](log_probs(z[i:i+step]), y[i:i+step]) for i in range(0, len(y), step)])
+    return _without_rounding(per_image(SIGNALS[kind], part, ev))
+
+def _without_rounding(x):
+    "Numbers to 40 binary digits: what is equal but for the order of its sums becomes equal."
+    digits, power = np.frexp(x)
+    return np.ldexp(np.round(digits*2.**40), power - 40)
 
 # %% ../../nbs/metrics/05_attacks.ipynb #8b21f15f
 def auc(
@@ -200,6 +203,9 @@ def svc_attack(
     "Share of target images that SalUn's support-vector classifier takes for non-members (Fan et al., 2024)."
     names = ('member', 'non_member', 'target')
     member, non_member, target = (_numbers(a, k) for a, k in zip((member, non_member, target), names))
+    for a in (member, non_member, target):
+        if (out := (a < 0) | (a > 1)).any():
+            raise ValueError(f"{a[out][0]:.3g} is no confidence; the classifier takes values from 0 to 1.")
     n, rng = min(len(member), len(non_member)), np.random.default_rng(0)
     (x1, w1), (x0, w0) = (_binned(rng.permutation(a)[:n], bins) for a in (member, non_member))
     fit = SVC(C=3, kernel='rbf', gamma=1.).fit(np.r_[x1, x0][:, None], np.r_[np.ones(len(x1)), np.zeros(len(x0))],
@@ -208,8 +214,6 @@ def svc_attack(
 
 def _binned(x, bins):
     "Mean and number of the values in each bin that holds any."
-    if (out := (x < 0) | (x > 1)).any():
-        raise ValueError(f"{x[out][0]:.3g} is no confidence; the classifier takes values from 0 to 1.")
     if bins is None: return x, np.ones(len(x))
     which = np.minimum((x*bins).astype(int), bins - 1)
     n = np.bincount(which, minlength=bins)

@@ -6,15 +6,15 @@ Docs: https://example.github.io/lotus_nb/metrics/core.html.md"""
 
 # %% auto #0
 __all__ = ['Evidence', 'log_probs', 'entropy', 'confidence', 'evidence', 'save_evidence', 'load_evidence', 'answers', 'Metric',
-           'metric', 'list_metrics', 'get_metric', 'measure', 'reference', 'Report', 'evaluate']
+           'metric', 'list_metrics', 'get_metric', 'measure', 'reference']
 
 # %% ../../nbs/metrics/00_core.ipynb #3a227310
-import copy, html, inspect, json, pkgutil
-from dataclasses import dataclass, field, replace
+import inspect, pkgutil
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,8 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from ..core import atomic, digest, doing, unknown
+from ..core import atomic, digest, unknown
 from ..loop import predict
-from ..methods.core import Unlearned
 from ..parts import reinit
 from ..task import PARTS, UnlearnTask
 
@@ -42,12 +41,15 @@ class Evidence:
     def __post_init__(self):
         for p, z in self.logits.items():
             if p not in PARTS: raise ValueError(unknown('part', p, PARTS))
-            if z.ndim != 2 or not len(z):
+            if z.ndim != 2 or not len(z) or z.shape[1] < 2:
                 raise ValueError(f"Logits of the {p} part have shape {z.shape}; "
-                                 "they must be (N, K) with at least one row.")
+                                 "they must be (N, K) with at least one row and two classes.")
             if not len(z) == len(self.labels[p]) == len(self.ids[p]):
                 raise ValueError(f"The {p} part has {len(z)} rows of logits, {len(self.labels[p])} labels and "
                                  f"{len(self.ids[p])} ids; they must match one to one.")
+            if twice := len(z) - len(np.unique(self.ids[p])):
+                raise ValueError(f"{twice} of {len(z)} ids of the {p} part stand there a second time. "
+                                 "Each image may be asked about once, or it would count double.")
             if bad := int((~np.isfinite(z)).any(1).sum()):
                 raise ValueError(f"{bad} of {len(z)} answers about the {p} part are not finite. "
                                  "No metric of them would mean anything: look at the model.")
@@ -110,9 +112,16 @@ def _prepared(task):
     return digest(next(iter(task.loader('forget', train=False, batch_size=1))).x.contiguous())
 
 # %% ../../nbs/metrics/00_core.ipynb #9077338f
-def save_evidence(ev: Evidence, file: str | Path) -> Path:
+def save_evidence(
+    ev: Evidence,             # Of one model
+    file: str | Path,         # '.npz' is appended if need be
+    dtype: str = 'float32',   # Of logits: 'float16' takes half the space and keeps 3 digits of those up to 65,504
+) -> Path:
     "Write evidence as `.npz`, whole or not at all."
-    file = Path(file).with_suffix('.npz')
+    if dtype not in (known := ('float32', 'float16')): raise ValueError(unknown('dtype', dtype, known))
+    file, top = Path(file).with_suffix('.npz'), np.finfo(dtype).max
+    ev = replace(ev, logits={p: np.clip(z, -top, top).astype(dtype) for p, z in ev.logits.items()},
+                 dtype=ev.dtype if dtype == 'float32' else f'{ev.dtype}, stored as {dtype}')
     arrays = {f'{k}.{p}': a for k in ('logits', 'labels', 'ids') for p, a in getattr(ev, k).items()}
     with atomic(file) as tmp, open(tmp, 'wb') as f:
         np.savez(f, **arrays, facts=np.array([ev.model, ev.transform, ev.dtype]))
@@ -220,92 +229,16 @@ def measure(
 # %% ../../nbs/metrics/00_core.ipynb #830029d0
 def reference(
     task: UnlearnTask,
-    which: str,            # 'original', 'gold' or 'random'
+    which: str,            # 'original', 'gold', 'gold2' or 'random'
     *,
     amp: bool = False,     # As in `evidence`
-) -> Evidence | None:      # None when the task has no gold
+) -> Evidence | None:      # None when the task has no such gold
     "Evidence of a reference model of the task, computed once."
-    if which not in (known := ('original', 'gold', 'random')): raise ValueError(unknown('reference', which, known))
-    if which == 'gold' and task.gold is None: return None
+    known = {'original': lambda: task.model, 'gold': lambda: task.gold, 'gold2': lambda: task.gold2,
+             'random': lambda: reinit(task.model)}
+    if which not in known: raise ValueError(unknown('reference', which, known))
+    if which in ('gold', 'gold2') and getattr(task, which) is None: return None
     if (which, amp) not in task.memo:
-        model = {'original': lambda: task.model, 'gold': lambda: task.gold,
-                 'random': lambda: reinit(task.model)}[which]()
+        model = known[which]()
         task.memo[which, amp] = evidence(model, task, ['forget'] if which == 'random' else None, amp=amp)
     return task.memo[which, amp]
-
-# %% ../../nbs/metrics/00_core.ipynb #711ef66e
-@dataclass(frozen=True, eq=False)
-class Report:
-    "What evaluation found about one model."
-    frame: pd.DataFrame     # Rows: task, method, seed, hparams, metric, value, unit, n
-    references: pd.DataFrame  # The same for no-op (`original`) and `gold`
-    missing: dict           # Metric → why it could not be computed
-    evidence: Mapping[str, Evidence] = field(repr=False, default=None)  # new, original, gold, random
-    facts: dict = field(default_factory=dict, repr=False)  # Sizes, digests, settings, provenance
-
-    @property
-    def values(self) -> dict[str, float]:
-        "Metric → value."
-        return dict(zip(self.frame.metric, self.frame.value))
-
-    def wide(self) -> pd.DataFrame:
-        "Metrics as rows; this model, no-op and gold as columns."
-        all_rows = pd.concat([self.frame, self.references])
-        who = self.frame.method.iloc[0]
-        wide = all_rows.pivot_table(index='metric', columns='method', values='value', sort=False)
-        return wide.reindex(columns=[c for c in dict.fromkeys([who, 'noop', 'gold']) if c in wide])
-
-    def to_json(self) -> str:
-        "Everything but the evidence, as JSON."
-        return json.dumps(dict(schema='lotus_nb.report', version=1, facts=self.facts, missing=self.missing,
-                               rows=self.frame.to_dict('records'), references=self.references.to_dict('records')),
-                          indent=1, default=str)
-
-    def to_html(self) -> str:
-        "A self-contained page with figures."
-        from lotus_nb.report import report_page      # drawing belongs to a room that this one does not depend on
-        return report_page(self)
-
-    def _repr_html_(self):
-        note = ''.join(f'<br><small>{html.escape(k)}: {html.escape(v)}</small>' for k, v in self.missing.items())
-        return self.wide().to_html(float_format='%.4f') + note
-
-# %% ../../nbs/metrics/00_core.ipynb #8a31a300
-def evaluate(
-    new: Unlearned | nn.Module,            # What `solve` or `unlearn` returned, or any model
-    task: UnlearnTask,
-    metrics: Sequence[str] | None = None,  # Names; None takes all
-    *,
-    amp: bool = False,                     # As in `evidence`
-) -> Report:
-    "Judge an unlearned model on all parts of a task, beside the original and, where there is one, gold."
-    u = new if isinstance(new, Unlearned) else Unlearned(new, 'model', {}, 0, float('nan'))
-    with doing('evaluating'):
-        found = dict(new=evidence(u.model, task, amp=amp),
-                     **{k: reference(task, k, amp=amp) for k in ('original', 'gold', 'random')})
-        _same_images(found)
-        rows, missing = measure(metrics, **found, run=u if u.cost else None)
-        refs = [_reference_rows(task, which, found, metrics, u.seed) for which in ('original', 'gold') if found[which]]
-    facts = dict(sizes={p: len(y) for p, y in found['new'].labels.items()},
-                 forget_ids=digest(found['new'].ids['forget']), model=found['new'].model,
-                 original=found['original'].model, dtype=found['new'].dtype, method=u.method, hparams=u.hparams,
-                 seed=u.seed, **u.provenance)
-    return Report(_stamp(rows, task.name, u.method, u.seed, u.hparams), pd.concat(refs, ignore_index=True),
-                  missing, found, facts)
-
-def _reference_rows(task, which, found, metrics, seed):
-    "Rows of the original, under the name no-op, or of gold, with what its retraining cost."
-    name = {'original': 'noop', 'gold': 'gold'}[which]
-    spent = {'noop': 0., 'gold': task.gold_seconds}[name]
-    run = None if spent is None else Unlearned(None, name, {}, seed, spent)
-    return _stamp(measure(metrics, **{**found, 'new': found[which], 'run': run})[0], task.name, name, seed, {})
-
-def _stamp(rows, task, method, seed, hparams):
-    return rows.assign(task=task, method=method, seed=seed, hparams=json.dumps(hparams, sort_keys=True, default=str))[
-        ['task', 'method', 'seed', 'hparams', 'metric', 'value', 'unit', 'n']].reset_index(drop=True)
-
-def _same_images(found):
-    for k, e in found.items():
-        if e is not None and any(not np.array_equal(e.ids[p], found['new'].ids[p]) for p in e.parts):
-            raise ValueError(f"The evidence of the {k} model is about other images than that of the new one. "
-                             "Compute both from one task.")

@@ -9,9 +9,12 @@ __all__ = ['divergence', 'jsd', 'ag_as_published', 'jsd_as_published', 'class_me
            'zrf_as_published']
 
 # %% ../../nbs/metrics/03_divergence.ipynb #4b6f8c67
+from typing import Sequence
+
 import numpy as np
 
 from ..core import unknown
+from .accuracy import per_image
 from .core import Evidence, log_probs, metric
 
 # %% ../../nbs/metrics/03_divergence.ipynb #10166c9d
@@ -40,7 +43,7 @@ def _logs(a, name, log):
     a = np.asarray(a, dtype=np.float64)
     if a.ndim != 2: raise ValueError(f"`{name}` is {a.shape}; it must be (N, K).")
     off = np.abs((np.exp(a) if log else a).sum(1) - 1).max()
-    if off > 1e-3 or not log and (a < 0).any():
+    if not off <= 1e-3 or not log and (a < 0).any():
         raise ValueError(f"Rows of `{name}` must sum to 1 and not be negative (the worst sum is off by {off:.2g}). "
                          "Did you pass logits? Take their softmax first, or pass `log_probs(logits)` with `log=True`.")
     with np.errstate(divide='ignore'): return a if log else np.log(a)
@@ -49,7 +52,11 @@ def _logs(a, name, log):
 @metric('JSD', unit='nats', best='low')
 def jsd(new, gold):
     "Mean Jensen–Shannon divergence from gold over the forget images (Spartalis et al., 2025)."
-    return float(divergence(new.log_probs('forget'), gold.log_probs('forget'), log=True).mean())
+    return float(_apart(new, gold).mean())
+
+def _apart(a, b, **how):
+    "Divergence of two models for each forget image."
+    return per_image(lambda p, q, _: divergence(p, q, log=True, **how), 'forget', a, b)
 
 # %% ../../nbs/metrics/03_divergence.ipynb #ec706db2
 def ag_as_published(
@@ -58,32 +65,46 @@ def ag_as_published(
     eps: float = 1e-8,   # Smallest probability
 ) -> float:              # Mean arithmetic–geometric divergence, divided by N once more
     "What the published code of LoTUS calls the Jensen–Shannon divergence."
-    p, q = (np.clip(a.astype(np.float64), eps, 1.) for a in (p, q))
-    p, q = p/p.sum(), q/q.sum()
+    p, q = (np.clip(np.asarray(a, np.float64), eps, 1.) for a in (p, q))
+    if p.shape != q.shape: raise ValueError(f"`p` is {p.shape} but `q` is {q.shape}; both must be (N, K).")
+    return float(_ag_of_joint(p/p.sum(), q/q.sum()).sum()/len(p))
+
+def _ag_of_joint(p, q):
+    "Terms of the divergence of two matrices that sum to 1, summed over classes: (N,)."
     m = (p + q)/2
-    return float((m*(np.log(m) - (np.log(p) + np.log(q))/2)).sum()/len(p))
+    return (m*(np.log(m) - (np.log(p) + np.log(q))/2)).sum(1)
 
 @metric('JSD as published', unit='nats/N', best='low')
 def jsd_as_published(new, gold):
     "The published code's value: reversed, clamped, and divided by N twice."
-    return ag_as_published(*(np.exp(e.log_probs('forget')) for e in (new, gold)))
+    clipped = lambda log_p: np.clip(np.exp(log_p), 1e-8, 1.)
+    sums = [per_image(lambda p, _: clipped(p).sum(1), 'forget', e).sum() for e in (new, gold)]
+    terms = per_image(lambda p, q, _: _ag_of_joint(clipped(p)/sums[0], clipped(q)/sums[1]), 'forget', new, gold)
+    return float(terms.sum()/len(terms))
 
 # %% ../../nbs/metrics/03_divergence.ipynb #9447c062
 def class_means(
-    log_p: np.ndarray,  # (N, K) log probabilities
-    y: np.ndarray,      # (N,) labels
-    classes: np.ndarray,  # (C,) labels to average over
-) -> np.ndarray:        # (C, K): rows sum to 1
+    ev: Evidence,           # Of one model
+    part: str,              # Part of the data
+    classes: Sequence[int],  # (C,) labels, of which there are images
+) -> np.ndarray:            # (C, K): rows sum to 1
     "Mean answer about the images of each class."
-    return np.stack([np.exp(log_p[y == c]).mean(0) for c in classes])
+    z, y, out = ev.logits[part], ev.labels[part], []
+    step = max(1, 2**18//z.shape[1])                                     # numbers in a piece, as in `per_image`
+    for c in classes:
+        rows = np.flatnonzero(y == c)
+        if not len(rows): raise ValueError(f"There is no {part} image of class {c} to average over.")
+        out.append(sum(np.exp(log_probs(z[rows[i:i + step]])).sum(0) for i in range(0, len(rows), step))/len(rows))
+    return np.stack(out)
 
 def _paired_means(new, original):
+    if not original.has('test'): raise ValueError("The evidence of the original holds no test images.")
     (yf, yu) = (new.labels['forget'], original.labels['test'])
     classes = np.intersect1d(yf, yu)
     if not len(classes):
         raise ValueError("No class occurs both in the forget and in the test images, so RF-JSD cannot compare any. "
                          "Give test images of the classes to forget.")
-    return class_means(new.log_probs('forget'), yf, classes), class_means(original.log_probs('test'), yu, classes)
+    return class_means(new, 'forget', classes), class_means(original, 'test', classes)
 
 @metric('RF-JSD', unit='nats', parts=('forget', 'test'))
 def rf_jsd(new, original):
@@ -99,10 +120,9 @@ def rf_jsd_as_published(new, original):
 @metric('ZRF', unit='bits', parts=('forget',))
 def zrf(new, random):
     "One minus the mean JS divergence from a random network, in bits (Chundawat et al., 2023)."
-    return float(1 - divergence(new.log_probs('forget'), random.log_probs('forget'), base='bits', log=True).mean())
+    return float(1 - _apart(new, random, base='bits').mean())
 
 @metric('ZRF as published', unit='1 − nats/K', parts=('forget',))
 def zrf_as_published(new, random):
     "The authors' code's value: one minus the reversed divergence, averaged over images and classes."
-    t = divergence(new.log_probs('forget'), random.log_probs('forget'), 'ag', log=True)
-    return float(1 - t.mean()/new.logits['forget'].shape[1])
+    return float(1 - _apart(new, random, kind='ag').mean()/new.logits['forget'].shape[1])

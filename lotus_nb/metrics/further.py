@@ -1,4 +1,4 @@
-"""Accuracies that weigh classes equally, ToW, churn, activation distance, and the average gap as it was published.
+"""Accuracies that weigh classes equally, ToW, AUS, churn, activation distance, and the average gap as it was published and seed by seed.
 
 Docs: https://example.github.io/lotus_nb/metrics/further.html.md"""
 
@@ -6,15 +6,15 @@ Docs: https://example.github.io/lotus_nb/metrics/further.html.md"""
 
 # %% auto #0
 __all__ = ['class_accuracies', 'balanced_accuracy', 'balanced_forget_accuracy', 'balanced_retain_accuracy',
-           'balanced_test_accuracy', 'tow', 'tow_mia', 'disagreement', 'churn', 'churn_test', 'churn_original',
-           'churn_original_test', 'activation_distance', 'avg_gap_as_published']
+           'balanced_test_accuracy', 'tow', 'tow_mia', 'aus', 'disagreement', 'churn', 'churn_test', 'churn_original',
+           'churn_original_test', 'activation_distance', 'avg_gap_as_published', 'avg_gap_by_seed']
 
 # %% ../../nbs/metrics/07_further.ipynb #4574f232
 from typing import Sequence
 
 import numpy as np
 
-from .accuracy import accuracy
+from .accuracy import accuracy, check_same_images, per_image
 from .attacks import mia_svc
 from .core import Evidence, metric
 
@@ -44,18 +44,29 @@ def balanced_retain_accuracy(new): return balanced_accuracy(new, 'retain')
 def balanced_test_accuracy(new): return balanced_accuracy(new, 'test')
 
 # %% ../../nbs/metrics/07_further.ipynb #1e75a3c8
-def _near(a, b): return 1 - abs(a - b)
+def _near(new, gold, part):
+    "One minus the difference in accuracy."
+    check_same_images(part, new, gold)
+    return 1 - abs(accuracy(new, part) - accuracy(gold, part))
 
 @metric('ToW', parts=('forget', 'retain', 'test'), best='high')
 def tow(new, gold):
     "Product over forget, retain and test of one minus the difference in accuracy from gold (Zhao et al., 2024)."
-    return float(np.prod([_near(accuracy(new, p), accuracy(gold, p)) for p in ('forget', 'retain', 'test')]))
+    return float(np.prod([_near(new, gold, p) for p in ('forget', 'retain', 'test')]))
 
 @metric('ToW-MIA', parts=('forget', 'retain', 'test'), best='high')
 def tow_mia(new, gold):
     "ToW with SalUn's attack in the place of the forget accuracy (Zhao et al., 2024)."
-    kept = [_near(accuracy(new, p), accuracy(gold, p)) for p in ('retain', 'test')]
-    return float(np.prod([_near(mia_svc(new), mia_svc(gold)), *kept]))
+    for p in ('forget', 'retain', 'test'): check_same_images(p, new, gold)
+    return float(np.prod([1 - abs(mia_svc(new) - mia_svc(gold)), *(_near(new, gold, p) for p in ('retain', 'test'))]))
+
+# %% ../../nbs/metrics/07_further.ipynb #bf09611b
+@metric('AUS', parts=('forget', 'test'), best='high')
+def aus(new, original):
+    "Adaptive Unlearning Score: test accuracy that is left, over one plus its distance from forget accuracy (ERASURE)."
+    check_same_images('test', new, original)
+    left, test = 1 - (accuracy(original, 'test') - accuracy(new, 'test')), accuracy(new, 'test')
+    return left/(1 + abs(test - accuracy(new, 'forget')))
 
 # %% ../../nbs/metrics/07_further.ipynb #c1dea99b
 def disagreement(
@@ -64,8 +75,7 @@ def disagreement(
     part: str,     # Part of the data
 ) -> float:        # In [0, 1]
     "Share of images to which two models give different classes."
-    if not np.array_equal(a.ids[part], b.ids[part]):
-        raise ValueError(f"The two models were asked about different {part} images. Compute both from one task.")
+    check_same_images(part, a, b)
     return float((a.logits[part].argmax(1) != b.logits[part].argmax(1)).mean())
 
 @metric('Churn', parts=('forget',), best='low')
@@ -84,8 +94,8 @@ def churn_original_test(new, original): return disagreement(new, original, 'test
 @metric('Activation distance', unit='distance', parts=('forget',), best='low')
 def activation_distance(new, gold):
     "Mean Euclidean distance from gold of the probabilities about forget images (Golatkar et al., 2020)."
-    gaps = np.exp(new.log_probs('forget')) - np.exp(gold.log_probs('forget'))
-    return float(np.sqrt((gaps**2).sum(1)).mean())
+    gaps = per_image(lambda p, q, _: ((np.exp(p) - np.exp(q))**2).sum(1), 'forget', new, gold)
+    return float(np.sqrt(gaps).mean())
 
 # %% ../../nbs/metrics/07_further.ipynb #61ecd02a
 def avg_gap_as_published(
@@ -94,8 +104,20 @@ def avg_gap_as_published(
     decimals: int = 2,                # To which single numbers and means are rounded
 ) -> float:
     "Mean absolute difference of rounded means over seeds of rounded numbers."
+    new, gold = _same_seeds(new, gold)
+    mean = lambda a: a.round(decimals).mean(0).round(decimals)
+    return float(np.abs(mean(new) - mean(gold)).mean())
+
+def avg_gap_by_seed(
+    new: Sequence[Sequence[float]],   # (seeds, 4) MIA, forget, retain and test accuracy
+    gold: Sequence[Sequence[float]],  # (seeds, 4) the same of the golds of these seeds
+) -> np.ndarray:                      # (seeds,)
+    "Mean absolute difference from gold within each seed, unrounded."
+    new, gold = _same_seeds(new, gold)
+    return np.abs(new - gold).mean(1)
+
+def _same_seeds(new, gold):
     new, gold = np.atleast_2d(np.asarray(new, float)), np.atleast_2d(np.asarray(gold, float))
     if new.shape != gold.shape:
         raise ValueError(f"`new` is {new.shape} and `gold` is {gold.shape}; give the same seeds.")
-    mean = lambda a: a.round(decimals).mean(0).round(decimals)
-    return float(np.abs(mean(new) - mean(gold)).mean())
+    return new, gold

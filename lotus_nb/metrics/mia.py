@@ -11,7 +11,7 @@ __all__ = ['entropy_attack', 'mia_entropy', 'avg_gap']
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from .accuracy import accuracy
+from .accuracy import accuracy, check_same_images, per_image
 from .core import Evidence, entropy, metric
 
 # %% ../../nbs/metrics/02_mia.ipynb #7668652d
@@ -28,12 +28,14 @@ def entropy_attack(
 @metric('MIA', parts=('forget', 'retain', 'val', 'test'))
 def mia_entropy(new):
     "The paper's attack: retain against val and test, asked about forget."
-    return entropy_attack(*(entropy(new.log_probs(*p)) for p in (['retain'], ['val', 'test'], ['forget'])))
+    s = {p: per_image(lambda log_p, _: entropy(log_p), p, new) for p in ('retain', 'val', 'test', 'forget')}
+    return entropy_attack(s['retain'], np.concatenate([s['val'], s['test']]), s['forget'])
 
 # %% ../../nbs/metrics/02_mia.ipynb #97138d55
 @metric('Avg Gap', parts=('forget', 'retain', 'val', 'test'), best='low')
 def avg_gap(new, gold):
     "Mean absolute difference from gold of MIA, forget, retain and test accuracy."
+    for p in ('forget', 'retain', 'val', 'test'): check_same_images(p, new, gold)
     pairs = [(mia_entropy(new), mia_entropy(gold))] + [
         (accuracy(new, p), accuracy(gold, p)) for p in ('forget', 'retain', 'test')]
     return float(np.mean([abs(a - b) for a, b in pairs]))

@@ -98,16 +98,18 @@ def interval(
 ) -> tuple[float, float, float]:  # Value, low, high
     "BCa bootstrap interval of a statistic, drawing whole rows of each sample."
     _level(level)
+    if resamples < 1: raise ValueError(f"`resamples` is {resamples}; it must be at least 1, and better 2000.")
     samples, stat = _rows(statistic, samples)
     rows = [np.arange(len(s)) for s in samples]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')                                  # of degenerate data, which is an error below
         low, high = bootstrap(rows, stat, n_resamples=resamples, confidence_level=level, method='BCa',
                               vectorized=False, rng=np.random.default_rng(seed)).confidence_interval
-    if np.isnan([low, high]).any():
-        raise ValueError("All draws give the same value, or one that is not a number, so they show no spread. "
-                         "For a share of counts use `share_interval`; otherwise give more models.")
+    if np.isnan([low, high]).any(): raise ValueError(_NO_SPREAD)
     return float(stat(*rows)), float(low), float(high)
+
+_NO_SPREAD = ("All draws give the same value, or one that is not a number, so they show no spread. "
+              "For a share of counts use `share_interval`; otherwise give more models.")
 
 def _rows(statistic, samples):
     "Arrays, and the statistic as a function of row numbers."
@@ -132,10 +134,12 @@ def crossed_interval(
     if any(len(s) != 2 or s[1] != shapes[0][1] or s[1] < 2 for s in shapes):
         raise ValueError(f"Samples have shapes {shapes}; all must be (models, images) "
                          "with the same, at least 2, images.")
+    if resamples < 1: raise ValueError(f"`resamples` is {resamples}; it must be at least 1, and better 2000.")
     rng, draws = np.random.default_rng(seed), []
     for _ in range(resamples):
         columns = rng.integers(0, shapes[0][1], shapes[0][1])
         draws.append(statistic(*(s[rng.integers(0, len(s), len(s))[:, None], columns] for s in samples)))
+    if not np.ptp(draws) > 0: raise ValueError(_NO_SPREAD)
     low, high = np.quantile(draws, [(1 - level)/2, (1 + level)/2])
     return float(statistic(*samples)), float(low), float(high)
 
@@ -174,7 +178,7 @@ def equivalence(
 ) -> Equivalence:
     "Whether a mean difference lies within ± `band`, by two one-sided t-tests (Schuirmann, 1987)."
     d = _values(differences, 'differences')
-    if not band > 0: raise ValueError(f"`band` is {band}; it must be above 0. See `gold_band`.")
+    if not 0 < band < np.inf: raise ValueError(f"`band` is {band}; it must be above 0, and finite. See `gold_band`.")
     if not 0 < alpha < .5: raise ValueError(f"`alpha` is {alpha}; it must lie between 0 and .5, as .05 does.")
     n, mean, se = len(d), d.mean(), d.std(ddof=1)/np.sqrt(len(d))
     half = student.ppf(1 - alpha, n - 1)*se
@@ -189,7 +193,7 @@ def share_interval(
 ) -> tuple[float, float]:  # Low, high
     "Exact interval of a share (Clopper and Pearson, 1934)."
     _level(level)
-    if k != int(k) or n != int(n) or not 0 <= k <= n or not n:
+    if not 0 <= k <= n < np.inf or k != int(k) or n != int(n) or not n:
         raise ValueError(f"{k} of {n} is no count; both must be whole numbers, n at least 1 and k in 0…n.")
     ci = binomtest(int(k), int(n)).proportion_ci(level, 'exact')
     return float(ci.low), float(ci.high)
