@@ -126,7 +126,7 @@ def draw_stratified(
     seed: int,
 ) -> Tensor:           # Positions, ascending
     "A random share of each class, rounded so that the total is round(frac·N) (largest remainders)."
-    y, g = torch.as_tensor(y), torch.Generator().manual_seed(seed)
+    y, g = torch.as_tensor(y), torch.Generator().manual_seed(int(seed))
     if not 0 < frac < 1: raise ValueError(f"The share to draw is {frac}; it must lie between 0 and 1, both excluded.")
     rows = [(y == c).nonzero()[:, 0] for c in y.unique()]
     want = torch.tensor([frac*len(r) for r in rows], dtype=torch.float64)
@@ -201,8 +201,11 @@ def positions_of(
 ) -> Tensor:                           # (M,) positions, ascending
     "Positions of all images of these classes."
     y, names = _labels_of(data), list(getattr(data, 'classes', None) or ())
-    wanted = [classes] if isinstance(classes, (int, str)) else list(classes)
+    wanted = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
     for c in (c for c in wanted if isinstance(c, str) and c not in names): raise ValueError(unknown('class', c, names))
+    if several := next((c for c in wanted if names.count(c) > 1), None):
+        raise ValueError(f"{names.count(several)} classes are called '{several}'. Give the number of the one that you "
+                         f"mean: {' or '.join(str(k) for k, n in enumerate(names) if n == several)}.")
     labels = torch.tensor([names.index(c) if isinstance(c, str) else int(c) for c in wanted])
     for c in labels[~torch.isin(labels, y)].tolist():
         raise ValueError(f"No image has the class {names[c] if 0 <= c < len(names) else c}. "
