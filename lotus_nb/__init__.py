@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     'unlearn': 'methods.core', 'solve': 'methods.core', 'list_methods': 'methods.core', 'check_method': 'methods.core',
-    'UnlearnTask': 'task', 'evidence': 'metrics.core', 'evaluate': 'metrics.core',
+    'UnlearnTask': 'task', 'evidence': 'metrics.core', 'evaluate': 'evaluation',
 }
 __all__ = list(_PUBLIC)
 

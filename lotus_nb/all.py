@@ -9,11 +9,15 @@ __all__ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'di
            'Images', 'Splits', 'draw_stratified', 'positions_of', 'read_positions', 'split_forget', 'digits',
            'plot_bars', 'plot_confidence', 'plot_entropies', 'plot_entropy', 'plot_summary', 'Loop', 'predict',
            'check_method', 'get_method', 'list_methods', 'masked', 'method', 'recipes', 'solve', 'unlearn', 'Evidence',
-           'answers', 'evaluate', 'evidence', 'list_metrics', 'load_evidence', 'metric', 'reference', 'save_evidence',
-           'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl',
-           'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary',
-           'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe',
-           'digits_task', 'make_task', 'recipe', 'train', 'attacks', 'reinit', 'top_share']
+           'answers', 'evaluate', 'judge', 'compare_reports', 'evidence', 'list_metrics', 'load_evidence', 'metric',
+           'reference', 'save_evidence', 'audit', 'load_phi', 'save_phi', 'Phi', 'Folder', 'RandomView', 'forget_files',
+           'hold', 'image_folder', 'image_table', 'ForgetSplit', 'few_per_class', 'load_split', 'mufac', 'cifake',
+           'imagenet', 'tiny_imagenet', 'find_near_duplicates', 'forget_twins', 'leak_check', 'cka_table',
+           'probe_table', 'relearn', 'clean_report', 'faults_line', 'outcome_table', 'create_model', 'load_weights',
+           'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl', 'gumbel_softmax', 'sgd', 'share_correct',
+           'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary', 'table', 'text_table', 'UnlearnTask',
+           'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe', 'digits_task', 'make_task', 'recipe', 'train',
+           'attacks', 'reinit', 'top_share']
 
 # %% ../nbs/bench/05_all.ipynb #678debd5
 import numpy as np
@@ -22,22 +26,31 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .audit import Phi, audit, load_phi, save_phi
 from .bench import bench, same_results
 from .core import Batch, digest, show_progress
 from .data.cifar import cifar
 from .data.core import Augment, Images, Splits, draw_stratified, positions_of, read_positions, split_forget
 from .data.digits import digits
+from .data.folder import Folder, RandomView, forget_files, hold, image_folder, image_table
+from .data.splits import ForgetSplit, few_per_class, load_split
+from .data.mufac import mufac
+from .data.more_sets import cifake, imagenet, tiny_imagenet
+from .clean_report import clean_report
+from .evaluation import compare_reports, evaluate, judge
 from .figures import plot_bars, plot_confidence, plot_entropies, plot_entropy, plot_summary
 from .loop import Loop, predict
 from .methods.core import check_method, get_method, list_methods, masked, method, recipes, solve, unlearn
 from .metrics.attacks import attacks
-from .metrics.core import Evidence, answers, evaluate, evidence, list_metrics, load_evidence, metric
+from .metrics.core import Evidence, answers, evidence, list_metrics, load_evidence, metric
 from .metrics.core import reference, save_evidence
 from .models import create_model, load_weights, normalisation, save_weights
+from .neighbours import find_near_duplicates, forget_twins, leak_check
 from .parts import adamw, cycle, distill_kl, gumbel_softmax, sgd, share_correct, side_by_side
 from .parts import reinit, soft_cross_entropy, top_share
-from .report import conclusion, summary, table, text_table
+from .report import conclusion, faults_line, outcome_table, summary, table, text_table
 from .task import UnlearnTask, student_of, teacher_of, twins
+from .traces import cka_table, probe_table, relearn
 from .train import RECIPES, Recipe, digits_task, make_task, recipe, train
 
 # %% ../nbs/bench/05_all.ipynb #857a4775
@@ -45,7 +58,12 @@ _all_ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'dige
          'Augment', 'Images', 'Splits', 'draw_stratified', 'positions_of', 'read_positions', 'split_forget', 'digits',
          'plot_bars', 'plot_confidence', 'plot_entropies', 'plot_entropy', 'plot_summary', 'Loop', 'predict',
          'check_method', 'get_method', 'list_methods', 'masked', 'method', 'recipes', 'solve', 'unlearn', 'Evidence',
-         'answers', 'evaluate', 'evidence', 'list_metrics', 'load_evidence', 'metric', 'reference', 'save_evidence',
+         'answers', 'evaluate', 'judge', 'compare_reports', 'evidence', 'list_metrics', 'load_evidence', 'metric',
+         'reference', 'save_evidence', 'audit', 'load_phi', 'save_phi', 'Phi',
+         'Folder', 'RandomView', 'forget_files', 'hold', 'image_folder', 'image_table', 'ForgetSplit',
+         'few_per_class', 'load_split', 'mufac', 'cifake', 'imagenet', 'tiny_imagenet',
+         'find_near_duplicates', 'forget_twins', 'leak_check', 'cka_table', 'probe_table', 'relearn',
+         'clean_report', 'faults_line', 'outcome_table',
          'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl',
          'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary',
          'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe',

@@ -139,12 +139,14 @@ class UnlearnTask:
     twins: str = 'error'             # Identical images in both forget and retain: 'error', or 'keep' them
     name: str = 'task'               # Names the task in tables
     gold_seconds: float | None = None  # What training gold took, to compare with
+    gold2: nn.Module | None = None   # Gold once more, with another seed: how far two golds differ
     memo: dict = field(default_factory=dict, init=False, repr=False)  # What evaluation has computed once
 
     def __post_init__(self):
         _check_arguments(self)
         object.__setattr__(self, 'model', teacher_of(self.model))
-        if self.gold is not None: object.__setattr__(self, 'gold', teacher_of(self.gold))
+        for g in ('gold', 'gold2'):
+            if getattr(self, g) is not None: object.__setattr__(self, g, teacher_of(getattr(self, g)))
         _check_models(self)
         _check_parts(self)
 
@@ -202,7 +204,9 @@ def _check_arguments(t):
             }.get(p, f'Leave `{p}` out, or give it images.'))
     if t.twins not in ('error', 'keep'): raise ValueError(unknown('value of `twins`', t.twins, ('error', 'keep')))
     if t.batch_size < 1: raise ValueError(f"`batch_size` is {t.batch_size}; it must be at least 1.")
-    for name in ('model', 'gold'):
+    if t.gold2 is not None and t.gold is None:
+        raise ValueError("There is a `gold2` but no `gold`. Pass the first retrained model as `gold`.")
+    for name in ('model', 'gold', 'gold2'):
         if (m := getattr(t, name)) is not None and not isinstance(m, nn.Module):
             raise TypeError(f"`{name}` is {type(m).__name__}; it must be a torch `nn.Module`.")
 
@@ -213,7 +217,7 @@ def _check_models(t):
     x = data.batch(torch.arange(1), train=False)[0] if hasattr(data, 'batch') else _pair(data, 0)[0][None]
     if not x.isfinite().all(): raise ValueError("The first forget image holds values that are not finite.")
     k = t.n_classes or len(getattr(data, 'classes', None) or ())
-    for name, m in (('model', t.model), ('gold', t.gold)):
+    for name, m in (('model', t.model), ('gold', t.gold), ('gold2', t.gold2)):
         if m is None: continue
         if bad := [n for n, v in m.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]:
             raise ValueError(f"The {name} has weights that are not finite, in {bad[0]}. "
@@ -244,7 +248,7 @@ def _check_parts(t):
                          "An image is either forgotten or kept: take them out of one of the two.")
     resident = all(hasattr(d, 'pixel_digests') for d in (t.forget, t.retain))
     if t.twins == 'error' and resident and (pairs := twins(t.forget, t.retain)):
-        raise ValueError(f"{len(pairs)} forget images stand in the retain set as well, pixel for pixel, "
+        raise ValueError(f"{len({i for i, _ in pairs})} forget images stand in the retain set as well, pixel for pixel, "
                          f"under other ids: {_some([f'{a} = {b}' for a, b in pairs])}. "
                          "Who keeps a copy keeps the image: forget the copies too, or pass `twins='keep'`.")
 
@@ -270,17 +274,18 @@ def _shared_ids(a, b):
     (source_a, ids_a), (source_b, ids_b) = _ids(a), _ids(b)
     return np.intersect1d(ids_a, ids_b) if source_a == source_b else []
 
-def _pixel_digests(data):
-    if hasattr(data, 'pixel_digests'): return data.pixel_digests()
-    return [digest(_pair(data, i)[0]) for i in range(len(data))]
+def _pixel_digests(data, raw):
+    return data.pixel_digests() if raw else [digest(_pair(data, i)[0]) for i in range(len(data))]
 
 def twins(
     a: Any,           # `Images`, or a map-style dataset (read in full)
     b: Any,           # The same
-) -> list[tuple]:     # Pairs (id in `a`, id in `b`)
+) -> list[tuple]:     # Pairs (id in `a`, id in `b`), all of them
     "Images of `a` that stand in `b` as well, pixel for pixel."
-    where = {h: int(i) for h, i in zip(_pixel_digests(b), _ids(b)[1])}
-    return [(int(i), where[h]) for h, i in zip(_pixel_digests(a), _ids(a)[1]) if h in where]
+    raw = all(hasattr(d, 'pixel_digests') for d in (a, b))      # else both as the model sees them
+    where = {}
+    for h, i in zip(_pixel_digests(b, raw), _ids(b)[1]): where.setdefault(h, []).append(int(i))
+    return [(int(i), j) for h, i in zip(_pixel_digests(a, raw), _ids(a)[1]) for j in where.get(h, ())]
 
 # %% ../nbs/engine/02_task.ipynb #2c1bedfd
 class TaskView:

@@ -58,6 +58,9 @@ class Recipe:
 RECIPES = {
     'lotus-resnet18': Recipe(150, .1, 512, warmup=30, patience=50),                 # CIFAR-10/100, MUFAC, TinyImageNet
     'lotus-vit': Recipe(30, 1e-4, 64, schedule='constant', patience=10),  # from a backbone trained on ImageNet
+    'fast-resnet18': Recipe(24, .2, 512, warmup=5),      # short; not yet measured against the one above
+    'vit-scratch': Recipe(60, 1e-3, 512, 'adamw', wd=.05, warmup=5, schedule='cosine'),  # a small ViT
+    'tiny': Recipe(20, 2e-3, 64, 'adamw', wd=0., schedule='cosine', amp=False),  # walks through a protocol on a CPU
     'cifar-resnet20': Recipe(40, .2, 128, warmup=2, schedule='cosine'),
     'cifar-resnet20-short': Recipe(20, .2, 128, warmup=2, schedule='cosine'),       # 20 to 25 minutes on one CPU core
     # memorises 400 digits, in float32 on every machine:
@@ -153,30 +156,37 @@ def make_task(
     seed: int = 0,                   # Of the draw of the forget set, the first weights and both trainings
     folder: str | Path | None = None, # Keeps finished and unfinished models; None keeps none
     gold: bool = True,               # Whether to train gold too
+    gold2: bool = False,             # Whether to train a second gold, with seed + 1000, to see how far golds differ
     **task_args,                     # Further fields of `UnlearnTask`
 ) -> UnlearnTask:
     "Train original and gold, and hold them together with the data."
     leave, keep = split_forget(splits.train, forget, seed)
     r = globals()['recipe'](recipe)
-    fit = lambda part, data: _trained(part, data, new_model(seed), r, splits.val, seed, folder)
+    how = {k: task_args[k] for k in ('augment', 'workers') if k in task_args}
+    fit = lambda part, data, seed=seed: _trained(part, data, new_model(seed), r, splits.val, seed, folder, **how)
     original, _ = fit('original', splits.train)
     gold_model, seconds = fit('gold', keep) if gold else (None, None)
-    return UnlearnTask(original, leave, keep, splits.val, splits.test, gold_model, gold_seconds=seconds, **task_args)
+    second = fit('gold2', keep, seed + 1000)[0] if gold2 else None
+    return UnlearnTask(original, leave, keep, splits.val, splits.test, gold_model, gold_seconds=seconds, gold2=second,
+                       **task_args)
 
-def _trained(part, data, model, recipe, val, seed, folder):
+def _trained(part, data, model, recipe, val, seed, folder, augment=None, workers=0):
     "A model trained now or found in the folder, and what its training took."
     key = digest(asdict(recipe), seed, model, *(getattr(data, k, '') for k in ('source', 'ids', 'mean', 'std')),
-                 repr(getattr(data, 'augment', '')), len(data), getattr(val, 'ids', '') if recipe.patience else '')
+                 repr(getattr(data, 'augment', '')), len(data), getattr(val, 'ids', '') if recipe.patience else '',
+                 *(repr(v) for v in (getattr(data, 'prepare', None), augment) if v is not None))
     done = Path(folder)/f'{part}-{key}.safetensors' if folder else None
     facts = done.with_suffix('.json') if done else None
     if done and facts.exists() and done.exists():
         return load_weights(model, done).eval(), json.loads(facts.read_text())['seconds']
     with doing(f'training {part}'):
-        got = train(model, data, recipe, val=val, seed=seed, ckpt=done.with_suffix('.ckpt') if done else None)
+        got = train(model, data, recipe, val=val, seed=seed, augment=augment, workers=workers,
+                    ckpt=done.with_suffix('.ckpt') if done else None)
     if done:
         save_weights(model, done)
         with atomic(facts) as tmp:
             tmp.write_text(json.dumps(dict(seconds=got.seconds, recipe=asdict(recipe), seed=seed, log=got.log,
+                                           images=digest(getattr(data, 'ids', len(data))),
                                            **provenance(device_of(model))), indent=1))
         for f in (done.with_suffix('.ckpt'), done.with_suffix('.best.pt')): f.unlink(missing_ok=True)
     return model, got.seconds
@@ -188,9 +198,10 @@ def digits_task(
     *,
     folder: str | Path | None = None,  # Keeps finished and unfinished models
     device: str = 'cpu',
+    gold2: bool = False,               # Whether to train a second gold too
     **changes,                         # Fields of the recipe 'digits' to change
 ) -> UnlearnTask:
     "A real task that is ready in about two seconds: a small network that has memorised 400 handwritten digits."
     new = lambda seed: create_model('small_cnn', 10, in_chans=1, seed=seed).to(device)
     return make_task(digits(seed, device=device), forget, new, recipe('digits', **changes), seed=seed, folder=folder,
-                     name='digits', batch_size=64)
+                     gold2=gold2, name='digits', batch_size=64)

@@ -11,12 +11,14 @@ import lotus_nb
 
 # Room: the rooms it is built upon. It may import these, and all that they are built upon; `a.*` are the pages beside `a.core`.
 ARROWS = {
-    'core': '', 'loop': 'core', 'task': 'loop', 'parts': 'task', 'data.core': 'parts', 'data.*': 'data.core', 'models': 'data.*', 'train': 'models', 'ensemble': 'train',
-    'methods.core': 'train', 'methods.*': 'methods.core', 'metrics.core': 'methods.core', 'metrics.*': 'metrics.core',
-    'bench': 'train methods.core metrics.core', 'figures': 'bench', 'report': 'figures', 'cli': 'report metrics.*',
-    'fastai_bridge': 'methods.core metrics.core', 'cleaning': 'core', 'all': 'report metrics.*'}
+    'core': '', 'loop': 'core', 'task': 'loop', 'parts': 'task', 'data.core': 'parts', 'data.*': 'data.core cleaning', 'models': 'data.*', 'train': 'models', 'ensemble': 'train',
+    'methods.core': 'train', 'methods.*': 'methods.core', 'metrics.core': 'methods.core', 'metrics.*': 'metrics.core', 'evaluation': 'metrics.*', 'audit': 'evaluation', 'traces': 'metrics.* train',
+    'bench': 'train methods.core evaluation', 'figures': 'bench', 'report': 'figures audit', 'paper': 'report metrics.*',
+    'neighbours': 'models cleaning', 'clean_report': 'cleaning report', 'planning': 'core', 'protocol': 'bench train data.*',
+    'cli': 'report metrics.* protocol paper clean_report',
+    'fastai_bridge': 'methods.core evaluation', 'cleaning': 'core', 'all': 'report metrics.* neighbours traces clean_report'}
 IN_ORDER = ('data', 'metrics')                   # pages that may import pages before them on the site; methods never do
-ON_DEMAND = {('metrics.core', 'report')}         # `Report.to_html` draws a page; drawing is a room further right
+ON_DEMAND = {('evaluation', 'report'), ('audit', 'report')}   # `Report.to_html` draws a page; drawing is a room further right
 AT_LOAD = {'torch', 'timm', 'pandas', 'sklearn', 'scipy', 'numpy', 'matplotlib', 'safetensors'}
 IN_FUNCTIONS = {'torchvision', 'PIL'}
 OWN = {'cli': {'typer', 'rich'}, 'fastai_bridge': {'fastai', 'fastcore'}, 'cleaning': {'imagehash'}}
@@ -121,7 +123,7 @@ def test_arrows(path): assert faults(module_name(path), path.read_text(encoding=
     ('metrics.accuracy', 'from .divergence import jsd', 'metrics.accuracy imports metrics.divergence'),
     ('metrics.core', 'from .accuracy import accuracy', 'metrics.core imports metrics.accuracy'),
     ('metrics.core', 'from lotus_nb.report import page', 'metrics.core imports report'),
-    ('metrics.core', 'class A:\n    from lotus_nb.report import page', 'metrics.core imports report'),
+    ('evaluation', 'class A:\n    from lotus_nb.report import page', 'evaluation imports report'),
     ('metrics.core', 'def f():\n    from lotus_nb.bench import bench', 'metrics.core imports bench'),
     ('data.core', 'from .cifar import cifar', 'data.core imports data.cifar'),
     ('data.cifar', 'from ..models import create_model', 'data.cifar imports models'),
@@ -144,7 +146,7 @@ def test_a_wrong_arrow_is_seen(name, source, said): assert said in faults(name, 
 
 
 @pytest.mark.parametrize('name, source', [
-    ('metrics.core', 'def f():\n    from lotus_nb.report import page'), ('metrics.core', 'from ..methods.core import Unlearned'),
+    ('evaluation', 'def f():\n    from lotus_nb.report import page'), ('metrics.core', 'from ..methods.core import Unlearned'),
     ('metrics.mia', 'from .accuracy import accuracy'), ('methods.scrub', 'from ..parts import distill_kl\nfrom .core import method'),
     ('methods.core', "import_module('lotus_nb.methods')"), ('data.cifar', 'def f():\n    from PIL import Image'), ('cli', 'import typer'),
     ('fastai_bridge', 'from fastai.learner import Learner'), ('bench', 'import json, torch\nfrom .models import save_weights'),

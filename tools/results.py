@@ -9,6 +9,7 @@ digests of the weights are stored, so that a rebuilt model can be compared with 
 import argparse
 import hashlib
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +48,7 @@ CIFAR10 = {
 
 def jobs(name, root, device):
     "Tasks, methods and seeds of a run."
-    if name == 'digits': return dict(tasks={'digits': partial(digits_task, device=device)}, methods=None, seeds=range(3), recipe='digits')
+    if name == 'digits': return dict(tasks={'digits': partial(digits_task, device=device, gold2=True)}, methods=None, seeds=range(10), recipe='digits')
     task = partial(image_task, data='cifar10', root=root, model='cifar_resnet20', weights=None, gold='train', forget='.1',
                    recipe='cifar-resnet20-short', batch_size=128, device=device)
     plan = {m: CIFAR10.get(m, {}) for m in sorted({*CIFAR10, *list_methods()})}             # a new method runs with its defaults
@@ -65,6 +66,7 @@ def write(frame, name, work, out, command, tasks, seeds):
                 made=sorted({f'{c.get("commit")} on {c.get("device_name")}, {c.get("threads")} threads' for c in cells}),
                 forget_ids=forgotten, weights={f.name: sha256(f) for f in sorted((work/'models').glob('*.safetensors'))})
     with atomic(out/'results.csv') as tmp: frame[ROWS].to_csv(tmp, index=False)
+    shutil.copyfile(work/'checks.csv', out/'checks.csv')
     with atomic(out/'provenance.json') as tmp: tmp.write_text(json.dumps(note, indent=1, default=str) + '\n')
 
 

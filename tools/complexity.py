@@ -1,0 +1,229 @@
+"""Measure how the work of methods grows with sizes, epochs, parameters, classes and pixels: operations and bytes exactly, processor time in repetitions.
+
+    python tools/complexity.py                     # all that is missing, into results/complexity; about ten minutes of one core
+    python tools/complexity.py --reps 2 --out /tmp/complexity
+
+Operations are torch's own counts of products of matrices and convolutions, bytes those of tensors that live at the same time; both are the same on every machine.
+Time is processor time (`time.process_time`), since other work on the machine makes wall-clock time worthless; every repetition goes through all points in turn,
+so that a busy minute falls on all of them alike. A point that was measured is not measured again: run the command again after it was stopped.
+"""
+import argparse
+import gc
+import json
+import os
+import time
+import warnings
+import weakref
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from lotus_nb.core import atomic, provenance, seeded
+from lotus_nb.data.core import Images
+from lotus_nb.loop import predict, running
+from lotus_nb.methods.bad_teacher import lesson
+from lotus_nb.methods.core import get_method
+from lotus_nb.methods.salun import saliency
+from lotus_nb.methods.ssd import importances
+from lotus_nb.methods.unsir import unlike_images
+from lotus_nb.metrics.core import Evidence
+from lotus_nb.metrics.divergence import divergence, rf_jsd, zrf
+from lotus_nb.models import create_model, n_params
+from lotus_nb.parts import distill_kl, reinit
+from lotus_nb.task import TaskView, UnlearnTask, student_of, teacher_of
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = dict(n_f=128, n_r=384, n_v=128, epochs=1, batch=64, width=16, classes=10, side=16, noise=4)
+AXES = dict(n_f=(64, 128, 256, 512), n_r=(192, 384, 768, 1536), epochs=(1, 2, 4, 8), width=(16, 32, 64, 128), classes=(10, 100, 1000, 10_000), side=(8, 16, 32, 64),
+            batch=(16, 32, 64, 128))
+OWN = dict(n_v=(64, 128, 256, 512), noise=(1, 2, 4, 8))        # axes that one piece has alone
+METHODS = ('finetune', 'neggrad', 'relabel', 'scrub', 'bad_teacher', 'ssd', 'unsir', 'salun', 'lotus')
+SETTINGS = dict(lotus=dict(on_overshoot='sharpen'), unsir=dict(impair_epochs=1, repair_epochs=0), ssd={}, scrub=dict(msteps=99), neggrad=dict(beta=.95))
+SIZE10 = dict(n_f=250, n_u=250, k=10)
+AXES10 = dict(n_f=(125, 250, 500, 1000), n_u=(125, 250, 500, 1000), k=(10, 20, 40, 80))
+
+
+def points():
+    "Piece, axis, value."
+    for axis, values in AXES.items():
+        for v in values:
+            for m in METHODS: yield m, axis, v
+            for a in AUXILIARY:
+                if axis not in ('epochs', 'batch'): yield a, axis, v
+    for axis, piece in (('n_v', 'aux: accuracies'), ('noise', 'aux: noise')):
+        for v in OWN[axis]: yield piece, axis, v
+    for axis, values in AXES10.items():
+        for v in values:
+            for m in SECTION10: yield m, axis, v
+
+
+class Counted(TorchDispatchMode):
+    "Operations, and the most bytes of tensors made inside the block that live at the same time."
+    def __init__(self): super().__init__(); self.flops = self.live = self.peak = 0; self.known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, formula = func(*args, **(kwargs or {})), flop_registry.get(func._overloadpacket)
+        if formula: self.flops += formula(*args, **(kwargs or {}), out_val=out)
+        old = {id(t.untyped_storage()) for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for t in torch.utils._pytree.tree_leaves(out):
+            if isinstance(t, torch.Tensor) and id(s := t.untyped_storage()) not in self.known | old: self.enter(s)
+        return out
+
+    def enter(self, s):
+        key, n = id(s), s.nbytes()
+        self.known.add(key); self.live += n; self.peak = max(self.peak, self.live)
+        weakref.finalize(s, self.leave, key, n)
+
+    def leave(self, key, n): self.known.discard(key); self.live -= n
+
+
+def make_task(c):
+    "A task on noise: what is in the images does not matter to the work."
+    n, rng = c['n_f'] + c['n_r'] + c['n_v'], torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (n, 3, c['side'], c['side']), dtype=torch.uint8, generator=rng)
+    images = Images(x, torch.arange(n) % c['classes'], mean=(.5,)*3, std=(.5,)*3, source='noise')
+    ends = np.cumsum([0, c['n_f'], c['n_r'], c['n_v']])
+    forget, retain, val = (images.take(range(a, b)) for a, b in zip(ends, ends[1:]))
+    model = create_model('small_cnn', c['classes'], width=c['width'], seed=0)
+    return UnlearnTask(model, forget, retain, val, n_classes=c['classes'], batch_size=c['batch'])
+
+
+def method_work(name, c):
+    "A function that runs the method once."
+    task, m = make_task(c), get_method(name)
+    h = {**m.defaults, **SETTINGS.get(name, {})}
+    for k in ('epochs', 'passes', 'rounds'):
+        if k in h: h[k] = c['epochs']
+    if name == 'unsir': h['noise_steps'] = c['noise']
+    view = TaskView(task, m.parts(h), name)
+    view.batch_size = c['batch']
+    def prepare(): return student_of(task.model)
+    return task, prepare, lambda student: m.fn(student, view, **h)
+
+
+def _accuracies(task, c):
+    return lambda student: (predict(student, task.loader('forget', train=False)), predict(task.model, task.loader('val', train=False)))
+
+
+def _teachers(task, c):
+    bad, batches = teacher_of(reinit(task.model, 0)), list(task.loader('forget', 'retain', train=False))
+    return lambda student: [lesson(task.model, bad, b.x, b.forget) for b in batches]
+
+
+def _kl(task, c):
+    z = [torch.randn(c['n_f'] + c['n_r'], c['classes']) for _ in range(2)]
+    return lambda student: distill_kl(*z, 1.)
+
+
+def _noise(task, c):
+    batches = list(task.loader('forget', train=False, batch_size=c['batch']))
+    return lambda student: [unlike_images(student, b.x, c['noise'], .01) for b in batches]
+
+
+def _importances(parts): return lambda task, c: lambda student: importances(student, task.loader(*parts, train=False, batch_size=c['batch']))
+
+
+def _saliency(task, c): return lambda student: saliency(student, task.loader('forget', train=False, batch_size=c['batch']), .5)
+
+
+AUXILIARY = {'aux: accuracies': _accuracies, 'aux: teachers': _teachers, 'aux: divergence': _kl, 'aux: noise': _noise, 'aux: importances, forget': _importances(['forget']),
+             'aux: importances, all': _importances(['forget', 'retain']), 'aux: saliency': _saliency}
+
+
+def evidence(rng, classes, **parts):
+    "Answers of a made-up model."
+    z = {p: rng.standard_normal((n, classes), dtype=np.float32) for p, n in parts.items()}
+    return Evidence(z, {p: np.arange(len(a)) % classes for p, a in z.items()}, {p: np.arange(len(a)) for p, a in z.items()})
+
+
+def pairwise(new, original):
+    "What would cost n_f·n_u·k: each answer about a forget image against each about a test image."
+    p, q = new.log_probs('forget'), original.log_probs('test')
+    return float(np.mean([divergence(np.broadcast_to(row, q.shape), q, log=True).mean() for row in p]))
+
+
+SECTION10 = {'RF-JSD': lambda e: rf_jsd(e[0], e[1]), 'ZRF': lambda e: zrf(e[0], e[2]), 'pairwise': lambda e: pairwise(e[0], e[1])}
+
+
+def work(piece, axis, value):
+    "What to prepare, what to run, and facts about the point."
+    if piece in SECTION10:
+        c, rng = {**SIZE10, axis: value}, np.random.default_rng(0)
+        e = [evidence(rng, c['k'], forget=c['n_f'], test=c['n_u']) for _ in range(3)]
+        return (lambda: e), SECTION10[piece], c
+    c = {**BASE, axis: value}
+    if piece in METHODS: task, prepare, run = method_work(piece, c)
+    else:
+        task = make_task(c)
+        prepare, run = (lambda: student_of(task.model)), AUXILIARY[piece](task, c)
+    return prepare, run, {**c, 'parameters': n_params(task.model), 'N_i': 3*c['side']**2}
+
+
+def clock(prepare, run, least=.04):
+    "Processor seconds of one run; short ones are run several times."
+    total, n = 0., 0
+    while total < least:
+        x = prepare()
+        with seeded(0), running(amp=False):
+            start = time.process_time(); run(x); total += time.process_time() - start
+        n += 1
+    return total/n
+
+
+def exact(prepare, run):
+    "Operations, bytes, and images of one run."
+    x = prepare()
+    gc.collect()
+    with seeded(0), running(amp=False) as r, Counted() as seen: run(x)
+    return dict(flops=seen.flops, bytes=seen.peak, forward=r.cost['forward'], backward=r.cost['backward'], steps=r.cost['steps'])
+
+
+def read(path): return pd.read_csv(path).to_dict('records') if path.exists() else []
+
+
+def write(path, rows):
+    with atomic(path) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, float_format='%.6g')
+
+
+def one_round(path, done, measure, label, started, limit):
+    "Measure every point that is missing; returns whether the time sufficed."
+    have = {(r['piece'], r['axis'], r['value']) for r in done if all(r.get(k) == v for k, v in label.items())}
+    todo, last = [p for p in points() if p not in have], time.time()
+    for i, p in enumerate(todo):
+        prepare, run, facts = work(*p)
+        done.append(dict(zip(('piece', 'axis', 'value'), p), **label, **measure(prepare, run, facts)))
+        if time.time() - last > 20: write(path, done); last = time.time(); print(f'{label or "counts"}: {i + 1}/{len(todo)}, {time.process_time() - started:.0f} s of processor time', flush=True)
+        if time.process_time() - started > limit: write(path, done); return False
+    write(path, done)
+    return True
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    p.add_argument('--reps', type=int, default=5, help='repetitions of every point')
+    p.add_argument('--limit', type=float, default=720, help='processor seconds after which to stop; another call goes on')
+    p.add_argument('--out', type=Path, default=ROOT/'results'/'complexity')
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings('ignore', message='SSD dampened no weight')
+    started, about = time.process_time(), a.out/'about.json'
+    note = json.loads(about.read_text()) if about.exists() else dict(command='python tools/complexity.py', clock='processor time of one thread', base=BASE, base_section10=SIZE10, sessions=[])
+    note['sessions'].append(dict(**provenance(), processes_waiting=os.getloadavg()[1]))
+    a.out.mkdir(parents=True, exist_ok=True)
+    with atomic(about) as tmp: tmp.write_text(json.dumps(note, indent=1) + '\n')
+    counts, times = read(a.out/'counts.csv'), read(a.out/'times.csv')
+    whole = one_round(a.out/'counts.csv', counts, lambda prepare, run, facts: {**facts, **exact(prepare, run)}, {}, started, a.limit)
+    for rep in range(a.reps):
+        whole = whole and one_round(a.out/'times.csv', times, lambda prepare, run, facts: dict(seconds=clock(prepare, run)), dict(rep=rep), started, a.limit)
+    note['sessions'][-1].update(processor_seconds=round(time.process_time() - started), complete=whole)
+    with atomic(about) as tmp: tmp.write_text(json.dumps(note, indent=1) + '\n')
+    print('complete' if whole else 'stopped at the limit; run the command again to go on')
+
+
+if __name__ == '__main__': main()
