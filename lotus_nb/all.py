@@ -13,11 +13,11 @@ __all__ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'di
            'reference', 'save_evidence', 'audit', 'load_phi', 'save_phi', 'Phi', 'Folder', 'RandomView', 'forget_files',
            'hold', 'image_folder', 'image_table', 'ForgetSplit', 'few_per_class', 'load_split', 'mufac', 'cifake',
            'imagenet', 'tiny_imagenet', 'find_near_duplicates', 'forget_twins', 'leak_check', 'cka_table',
-           'probe_table', 'relearn', 'clean_report', 'faults_line', 'outcome_table', 'create_model', 'load_weights',
-           'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl', 'gumbel_softmax', 'sgd', 'share_correct',
-           'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary', 'table', 'text_table', 'UnlearnTask',
-           'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe', 'digits_task', 'make_task', 'recipe', 'train',
-           'attacks', 'reinit', 'top_share']
+           'probe_table', 'relearn', 'clean_report', 'faults_line', 'outcome_table', 'pooled_table', 'create_model',
+           'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl', 'gumbel_softmax', 'sgd',
+           'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary', 'table', 'text_table',
+           'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe', 'digits_task', 'make_task',
+           'recipe', 'train', 'attacks', 'reinit', 'top_share']
 
 # %% ../nbs/bench/05_all.ipynb #678debd5
 import numpy as np
@@ -48,7 +48,8 @@ from .models import create_model, load_weights, normalisation, save_weights
 from .neighbours import find_near_duplicates, forget_twins, leak_check
 from .parts import adamw, cycle, distill_kl, gumbel_softmax, sgd, share_correct, side_by_side
 from .parts import reinit, soft_cross_entropy, top_share
-from .report import conclusion, faults_line, outcome_table, summary, table, text_table
+from .report import conclusion, faults_line, outcome_table, pooled_table
+from .report import summary, table, text_table
 from .task import UnlearnTask, student_of, teacher_of, twins
 from .traces import cka_table, probe_table, relearn
 from .train import RECIPES, Recipe, digits_task, make_task, recipe, train
@@ -63,7 +64,7 @@ _all_ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'dige
          'Folder', 'RandomView', 'forget_files', 'hold', 'image_folder', 'image_table', 'ForgetSplit',
          'few_per_class', 'load_split', 'mufac', 'cifake', 'imagenet', 'tiny_imagenet',
          'find_near_duplicates', 'forget_twins', 'leak_check', 'cka_table', 'probe_table', 'relearn',
-         'clean_report', 'faults_line', 'outcome_table',
+         'clean_report', 'faults_line', 'outcome_table', 'pooled_table',
          'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl',
          'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary',
          'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe',

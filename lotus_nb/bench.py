@@ -49,7 +49,7 @@ def bench(
         for i, done in enumerate(as_completed([executor.submit(run, *job, at=i) for i, job in enumerate(jobs)])):
             done.result(); tell(i + 1, len(jobs))
     cells = [(job, _stored(_cell(out, *job, *how, metrics))) for job in jobs for how in [*_references, *plan]]
-    frame = pd.concat([pd.DataFrame(c['rows'], columns=ROWS).assign(task=job[0]) for job, c in cells],
+    frame = pd.concat([pd.DataFrame(c['rows'], columns=ROWS).assign(task=job[0]) for job, c in cells if c['rows']],
                       ignore_index=True)
     checks = pd.DataFrame([dict(task=job[0], seed=job[2], **r) for job, c in cells for r in c.get('checks', [])],
                           columns=['task', 'seed', 'method', *CHECKS])

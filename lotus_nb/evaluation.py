@@ -6,7 +6,7 @@ Docs: https://example.github.io/lotus_nb/metrics/evaluation.html.md"""
 
 # %% auto #0
 __all__ = ['LEAST', 'MARGINS', 'LEVEL', 'TIERS', 'SHOWN', 'destroyed', 'equally_sure', 'Area', 'matched_area', 'from_gold',
-           'run_checks', 'faults', 'verdict', 'Report', 'judge', 'evaluate', 'compare_reports']
+           'run_checks', 'faults', 'verdict', 'Report', 'judge', 'evaluate', 'over_seeds', 'compare_reports']
 
 # %% ../nbs/metrics/11_evaluation.ipynb #6ff13d20
 import html, json
@@ -15,7 +15,7 @@ from typing import Any, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import norm, t as student
 from torch import nn
 
 from .core import digest, doing, unknown
@@ -161,6 +161,7 @@ def _collateral(new, seen, margin):
     return _above_floor(new, seen['gold'], seen['gold2'] or seen['original'], margin, 'test')
 
 def _above_floor(new, gold, other, margin, part):
+    if new is other: raise ValueError('is the floor itself')
     mine, floor = (from_gold(e, gold, part) for e in (new, other))
     if not (scale := floor.mean()): raise ValueError('gold and what gives the floor answer the same, so there is none')
     value, low, high = (v/scale for v in _mean_interval(mine - floor))
@@ -420,6 +421,23 @@ def _same_images(found):
         if e is not None and any(not np.array_equal(e.ids[p], found['new'].ids.get(p)) for p in e.parts):
             raise ValueError(f"The evidence of the {k} model is about other images than that of the new one. "
                              "Compute both from one task.")
+
+# %% ../nbs/metrics/11_evaluation.ipynb #5861d133
+def over_seeds(
+    checks: pd.DataFrame,  # task, seed, method, check, value, margin: `checks.csv` of `bench`
+) -> pd.DataFrame:         # task, method, check, value (mean), low, high, margin, outcome, n
+    "One outcome for each method and check from the values of all seeds; at least three of them."
+    rows = []
+    for (task, method, check), c in checks[checks.check.isin(MARGINS)].groupby(['task', 'method', 'check'], sort=False):
+        v, margin = pd.to_numeric(c.value, errors='coerce').dropna(), float(c.margin.iloc[0])
+        if c.margin.astype(float).nunique() > 1: raise ValueError(f"The margins of '{check}' differ between seeds.")
+        if len(v) < 3: rows.append((task, method, check, v.mean(), np.nan, np.nan, margin, 'none', len(v))); continue
+        half = student.ppf((1 + LEVEL)/2, len(v) - 1)*v.std(ddof=1)/len(v)**.5
+        low, high = v.mean() - half, v.mean() + half
+        if check in ('answers', 'collateral'): out = _outcome(-high, -low, margin, one_sided=True)    # more is worse
+        else: out = _outcome(low, high, margin, one_sided=check == 'utility')
+        rows.append((task, method, check, v.mean(), low, high, margin, out, len(v)))
+    return pd.DataFrame(rows, columns=['task', 'method', 'check', 'value', 'low', 'high', 'margin', 'outcome', 'n'])
 
 # %% ../nbs/metrics/11_evaluation.ipynb #82f92382
 def compare_reports(

@@ -6,8 +6,8 @@ Docs: https://example.github.io/lotus_nb/bench/report.html.md"""
 
 # %% auto #0
 __all__ = ['COLUMNS', 'OUTCOMES', 'summary', 'best', 'table', 'text_table', 'conclusion', 'page', 'figure_html', 'table_html',
-           'outcome_table', 'faults_line', 'bench_page', 'checks_table', 'values_table', 'report_page',
-           'report_markdown', 'markdown_table', 'audit_page', 'audit_markdown']
+           'outcome_table', 'pooled_table', 'faults_line', 'checked_table', 'bench_page', 'checks_table',
+           'values_table', 'report_page', 'report_markdown', 'markdown_table', 'audit_page', 'audit_markdown']
 
 # %% ../nbs/bench/02_report.ipynb #b288160a
 import base64, html, io, json
@@ -18,7 +18,7 @@ import pandas as pd
 
 from .audit import Audit
 from .core import atomic
-from .evaluation import MARGINS, SHOWN, TIERS, Report
+from .evaluation import MARGINS, SHOWN, TIERS, Report, over_seeds
 from .figures import STYLE, method_order, plot_class_accuracy, plot_entropies, plot_roc, plot_shift
 from .figures import plot_strata, plot_summary
 from .metrics.core import get_metric
@@ -183,10 +183,20 @@ def outcome_table(
         n = v.value_counts().reindex(OUTCOMES).dropna().astype(int)
         if len(n) == 1: return n.index[0].replace('none', '–')
         return ', '.join(f'{k} {o}' for o, k in n.items() if o != 'none')
-    t = c.groupby(['method', 'check'], sort=False).outcome.agg(cell).unstack().reindex(columns=list(MARGINS))
+    return _controls_first(c.groupby(['method', 'check'], sort=False).outcome.agg(cell).unstack(), c.method)
+
+def _controls_first(t, methods):
     first = [m for m in ('noop', 'gold2', 'destroyed', 'cheat') if m in t.index]
-    t = t.reindex([*first, *(m for m in dict.fromkeys(c.method) if m not in first)]).fillna('–')
+    t = t.reindex([*first, *(m for m in dict.fromkeys(methods) if m not in first)], columns=list(MARGINS)).fillna('–')
     return t.rename_axis(None).rename_axis(None, axis=1)
+
+def pooled_table(
+    checks: pd.DataFrame,  # `checks.csv`, as `bench` wrote it, of at least three seeds
+) -> pd.DataFrame:         # Methods and controls as rows; of strings, mean and outcome
+    "What the checks say over all seeds together."
+    p = over_seeds(checks)
+    p = p.assign(outcome=[f'{v:+.3f} {o}' if o != 'none' else '–' for v, o in zip(p.value, p.outcome)])
+    return _controls_first(p.pivot(index='method', columns='check', values='outcome'), p.method)
 
 def faults_line(
     checks: pd.DataFrame | None,  # `checks.csv`, as `bench` wrote it
@@ -197,12 +207,19 @@ def faults_line(
     seeds = ', '.join(f'{t} seed {s}' for t, s in bad[['task', 'seed']].drop_duplicates().itertuples(index=False))
     return f"INVALID for {seeds}: {' '.join(dict.fromkeys(bad.why))}"
 
-_CHECKS_NOTE = """<p>Each model is held against gold, seed by seed: <b>within</b> the margin (a larger difference is
-excluded), <b>beyond</b> it, or <b>undecided</b> (too few images to say, which is not success). Margins: test accuracy
-not lower by more than .02, forget accuracy within .05, area of the attack within .05, answers about forget images
-(answers) and about test images (collateral) at most a quarter farther from gold than those of a second gold. The
-controls are held to the same: <b>noop</b> and <b>cheat</b> (all answers equally sure) must be caught, <b>gold2</b> must
-not, and <b>destroyed</b> (answers of other images) must fail utility.</p>"""
+def checked_table(
+    checks: pd.DataFrame,  # `checks.csv`, as `bench` wrote it
+) -> pd.DataFrame:         # Of strings
+    "Over seeds where there are three or more, else the outcomes of each."
+    return pooled_table(checks) if checks.seed.nunique() > 2 else outcome_table(checks)
+
+_CHECKS_NOTE = """<p>Each model is held against gold (from three seeds on, over all of them together): <b>within</b>
+the margin (a larger difference is excluded), <b>beyond</b> it, or <b>undecided</b> (too few images to say, which is not
+success). Margins: test accuracy not lower by more than .02, forget accuracy within .05, area of the attack within .05,
+answers about forget images (answers) and about test images (collateral) at most a quarter farther from gold than those
+of a second gold, which is the measure and is not measured itself. The controls are held to the same: <b>noop</b> and
+<b>cheat</b> (all answers equally sure) must be caught, <b>gold2</b> must not, and <b>destroyed</b> (answers of other
+images) must fail utility.</p>"""
 
 # %% ../nbs/bench/02_report.ipynb #2cfb306a
 _BARS = ('Means over seeds; whiskers are standard deviations, dots single seeds, the line is gold.',
@@ -227,9 +244,10 @@ def bench_page(
 ) -> str:
     "The page that `lotus-nb demo` and `run` write."
     wrong = faults_line(checks)
-    return page(title, f'<p class="lead invalid"><b>{html.escape(wrong)}</b></p>' if wrong else '',
+    behaved = '' if checks is None else '<p>All controls behaved.</p>'
+    return page(title, f'<p class="lead invalid"><b>{html.escape(wrong)}</b></p>' if wrong else behaved,
                 f'<p class="lead">{html.escape(conclusion(df))}</p>', table_html(table(df)),
-                '' if checks is None else f'<h2>Checks</h2>{table_html(outcome_table(checks))}{_CHECKS_NOTE}',
+                '' if checks is None else '<h2>Checks</h2>' + table_html(checked_table(checks)) + _CHECKS_NOTE,
                 figure_html(plot_summary(df), *_BARS),
                 figure_html(plot_entropies(models), *_ENTROPY) if models else '',
                 _NOTES, '<h2>All metrics</h2>', table_html(table(df, list(dict.fromkeys(df.metric))).T), _facts(facts))

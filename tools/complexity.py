@@ -45,8 +45,8 @@ AXES = dict(n_f=(64, 128, 256, 512), n_r=(192, 384, 768, 1536), epochs=(1, 2, 4,
 OWN = dict(n_v=(64, 128, 256, 512), noise=(1, 2, 4, 8))        # axes that one piece has alone
 METHODS = ('finetune', 'neggrad', 'relabel', 'scrub', 'bad_teacher', 'ssd', 'unsir', 'salun', 'lotus')
 SETTINGS = dict(lotus=dict(on_overshoot='sharpen'), unsir=dict(impair_epochs=1, repair_epochs=0), ssd={}, scrub=dict(msteps=99), neggrad=dict(beta=.95))
-SIZE10 = dict(n_f=250, n_u=250, k=10)
-AXES10 = dict(n_f=(125, 250, 500, 1000), n_u=(125, 250, 500, 1000), k=(10, 20, 40, 80))
+SIZE10 = {'RF-JSD': dict(n_f=8000, n_u=8000, k=10), 'ZRF': dict(n_f=8000, n_u=8000, k=10), 'pairwise': dict(n_f=250, n_u=250, k=10)}
+AXES10 = {p: dict(n_f=n, n_u=n, k=(10, 20, 40, 80), both=(250,)) for p, n in (('RF-JSD', (4000, 8000, 16_000, 32_000)), ('ZRF', (4000, 8000, 16_000, 32_000)), ('pairwise', (125, 250, 500, 1000)))}
 
 
 def points():
@@ -58,9 +58,9 @@ def points():
                 if axis not in ('epochs', 'batch'): yield a, axis, v
     for axis, piece in (('n_v', 'aux: accuracies'), ('noise', 'aux: noise')):
         for v in OWN[axis]: yield piece, axis, v
-    for axis, values in AXES10.items():
-        for v in values:
-            for m in SECTION10: yield m, axis, v
+    for axis in ('n_f', 'n_u', 'k', 'both'):
+        for i in range(len(AXES10['ZRF'][axis])):
+            for m in SECTION10: yield m, axis, AXES10[m][axis][i]
 
 
 class Counted(TorchDispatchMode):
@@ -154,7 +154,7 @@ SECTION10 = {'RF-JSD': lambda e: rf_jsd(e[0], e[1]), 'ZRF': lambda e: zrf(e[0], 
 def work(piece, axis, value):
     "What to prepare, what to run, and facts about the point."
     if piece in SECTION10:
-        c, rng = {**SIZE10, axis: value}, np.random.default_rng(0)
+        c, rng = {**SIZE10[piece], **({'n_f': value, 'n_u': value} if axis == 'both' else {axis: value})}, np.random.default_rng(0)
         e = [evidence(rng, c['k'], forget=c['n_f'], test=c['n_u']) for _ in range(3)]
         return (lambda: e), SECTION10[piece], c
     c = {**BASE, axis: value}
@@ -173,7 +173,7 @@ def clock(prepare, run, least=.04):
         with seeded(0), running(amp=False):
             start = time.process_time(); run(x); total += time.process_time() - start
         n += 1
-    return total/n
+    return float(f'{total/n:.6g}')
 
 
 def exact(prepare, run):
@@ -188,7 +188,7 @@ def read(path): return pd.read_csv(path).to_dict('records') if path.exists() els
 
 
 def write(path, rows):
-    with atomic(path) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False, float_format='%.6g')
+    with atomic(path) as tmp: pd.DataFrame(rows).convert_dtypes().to_csv(tmp, index=False)
 
 
 def one_round(path, done, measure, label, started, limit):
@@ -213,7 +213,8 @@ def main():
     torch.set_num_threads(1)
     warnings.filterwarnings('ignore', message='SSD dampened no weight')
     started, about = time.process_time(), a.out/'about.json'
-    note = json.loads(about.read_text()) if about.exists() else dict(command='python tools/complexity.py', clock='processor time of one thread', base=BASE, base_section10=SIZE10, sessions=[])
+    note = json.loads(about.read_text()) if about.exists() else dict(command='python tools/complexity.py', clock='processor time of one thread', sessions=[])
+    note.update(base=BASE, base_section10=SIZE10)
     note['sessions'].append(dict(**provenance(), processes_waiting=os.getloadavg()[1]))
     a.out.mkdir(parents=True, exist_ok=True)
     with atomic(about) as tmp: tmp.write_text(json.dumps(note, indent=1) + '\n')

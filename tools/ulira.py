@@ -45,7 +45,7 @@ def ascent(z, y): return -F.cross_entropy(z, y, reduction='none')
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--models', type=int, default=256)
-    p.add_argument('--threads', type=int, default=2)
+    p.add_argument('--threads', type=int, default=1, help='of torch; networks this small do not gain from a second')
     p.add_argument('--out', type=Path, default=ROOT/'results'/'ulira.json')
     a = p.parse_args()
     torch.set_num_threads(a.threads)

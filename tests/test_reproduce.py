@@ -1,0 +1,242 @@
+"The switches of `paper/what_did_not_reproduce`: off is the library, on is the defect and nothing else; and stored rows are what their notes say."
+import json
+import math
+import sys
+from contextlib import nullcontext
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+
+from lotus_nb.core import digest
+from lotus_nb.data.digits import digits
+from lotus_nb.methods.core import get_method, list_methods, recipes
+from lotus_nb.metrics.core import evidence, measure
+from lotus_nb.metrics.divergence import divergence
+from lotus_nb.protocol import measure_as_published
+from lotus_nb.task import student_of
+
+sys.path.insert(0, str(ROOT/'tools'))
+import reproduce
+
+STORED = ROOT/'results'/'reproduce'
+
+
+@pytest.fixture(scope='module')
+def norm_task():
+    "Noisy digits and a network with BatchNorm, trained briefly."
+    splits, task = reproduce.noisy(digits(0), .3), reproduce.digits_with_norm
+    return task(0, splits=splits)
+
+
+@pytest.fixture(scope='module')
+def refs(norm_task): return reproduce.references(norm_task, False)[False]
+
+
+# ---- Off is the library
+
+def test_off_is_what_the_library_says(norm_task, refs):
+    for model in (norm_task.model, norm_task.gold):
+        off = reproduce.columns(reproduce.look(model, norm_task), *refs)
+        see = dict(new=evidence(model, norm_task), gold=evidence(norm_task.gold, norm_task), original=evidence(norm_task.model, norm_task))
+        rows, missing = measure(list(reproduce.COLUMNS), **see)
+        assert not missing and off == dict(zip(rows.metric, rows.value))
+
+
+def test_rows_start_from_the_library(norm_task, refs):
+    rows = pd.DataFrame(reproduce.switch_evaluation(norm_task.model, 'finetune', norm_task, {False: refs}))
+    want = reproduce.columns(reproduce.look(norm_task.model, norm_task), *refs)
+    assert all(want[c] == v for c, v in zip(rows.column, rows.off))
+    assert set(rows.defect) == {'train mode', 'reversed KL', 'divided by N', 'reversed KL and 1/N', 'rounding to .01', 'all of these'}
+    assert 'train mode' not in set(pd.DataFrame(reproduce.switch_evaluation(norm_task.model, 'lotus', norm_task, {False: refs})).defect)
+
+
+# ---- On is the defect
+
+def singly(model, task, part, n=20):
+    "Logits of the first images, one by one, in train mode."
+    model = student_of(model).train()
+    data = task.part(part)
+    with torch.no_grad(): return torch.cat([model(data.batch(torch.tensor([i]))[0]) for i in range(n)]).numpy()
+
+
+def check_train_mode(task):
+    seen, plain = reproduce.look(task.model, task, train_mode=True), reproduce.look(task.model, task)
+    for p in ('forget', 'test'): assert np.allclose(seen.attack.logits[p][:20], singly(task.model, task, p), atol=1e-4)
+    assert not np.allclose(seen.rest.logits['forget'], plain.rest.logits['forget'], atol=.1)
+    assert not np.allclose(seen.rest.logits['forget'], seen.attack.logits['forget'], atol=.1)
+
+
+def test_train_mode_is_one_image_at_a_time_and_leaves_other_statistics(norm_task):
+    before = digest(norm_task.model)
+    check_train_mode(norm_task)
+    assert digest(norm_task.model) == before
+
+
+@pytest.mark.parametrize('name, broken', [('each_by_itself', lambda m: nullcontext()), ('overwrite_statistics', lambda m, d: None)])
+def test_a_switch_that_switches_nothing_is_noticed(norm_task, monkeypatch, name, broken):
+    monkeypatch.setattr(reproduce, name, broken)
+    with pytest.raises(AssertionError): check_train_mode(norm_task)
+
+
+def check_divergences(task, refs):
+    new = reproduce.look(task.model, task)
+    c = {k: reproduce.columns(new, *refs, divergences=k) for k in ('proper', 'reversed', 'divided', 'published')}
+    p, q = (torch.tensor(e.logits['forget']).double().softmax(1).numpy() for e in (new.rest, refs[0].rest))
+    n = len(p)
+    assert c['proper']['jsd'] == pytest.approx(divergence(p, q).mean())
+    assert c['reversed']['jsd'] == pytest.approx(divergence(p.clip(1e-8), q.clip(1e-8), kind='ag').mean(), rel=1e-3)
+    for k in ('jsd', 'rf_jsd'):
+        rows = n if k == 'jsd' else 10
+        assert c['divided'][k] == pytest.approx(c['proper'][k]/rows) and c['published'][k] == pytest.approx(c['reversed'][k]/rows)
+    assert c['reversed']['jsd'] > c['proper']['jsd'] > 0
+    assert all(c[k][s] == c['proper'][s] for k in c for s in reproduce.COLUMNS[:5])
+
+
+def test_each_divergence_is_one_change(norm_task, refs): check_divergences(norm_task, refs)
+
+
+def test_a_divergence_without_its_defect_is_noticed(norm_task, refs, monkeypatch):
+    monkeypatch.setattr(reproduce, 'jsd_as_published', reproduce.jsd)
+    with pytest.raises(AssertionError): check_divergences(norm_task, refs)
+
+
+def test_rounding_rounds_each_number_and_no_more(norm_task, refs):
+    new = reproduce.look(norm_task.model, norm_task)
+    off, on = reproduce.columns(new, *refs), reproduce.columns(new, *refs, decimals=2)
+    for c in reproduce.COLUMNS[:4]: assert on[c] == round(off[c], 2)
+    ideal = reproduce.four(refs[0], 2)
+    assert on['avg_gap'] == pytest.approx(np.mean([abs(on[c] - v) for c, v in zip(reproduce.COLUMNS[:4], ideal)]))
+    assert abs(on['avg_gap'] - off['avg_gap']) <= .01
+
+
+@pytest.mark.parametrize('method', ['finetune', 'lotus'])
+def test_all_together_is_the_published_evaluation(norm_task, refs, method):
+    "The protocol's own function, which was written by itself, says the same."
+    rows = pd.DataFrame(reproduce.switch_evaluation(norm_task.gold, method, norm_task, {False: refs}))
+    on = rows[rows.defect == 'all of these'].set_index('column').on
+    want = measure_as_published(norm_task.gold, norm_task, train_mode=method == 'finetune')
+    for c in reproduce.COLUMNS[:5]: assert on[c] == pytest.approx(want[c])
+    for c in reproduce.COLUMNS[5:]: assert on[c] == pytest.approx(want[f'{c}_as_published'], abs=1.1e-6)
+
+
+def test_each_switch_of_a_method_is_off_by_default_and_in_its_recipe():
+    for defect, (m, change) in reproduce.METHOD_DEFECTS.items():
+        chosen = {**get_method(m).defaults, **recipes(m)['digits']}
+        for k, v in change.items(): assert k in get_method(m).defaults and chosen[k] != v, defect
+    assert set(reproduce.METHOD_DEFECTS) < set(reproduce.WHERE)
+
+
+def test_augmentation_reaches_forget_and_retain_only():
+    from dataclasses import replace
+    from lotus_nb.data.core import Augment
+    task = reproduce.digits_with_norm(0)
+    task = replace(task, **{p: replace(task.part(p), augment=Augment(1)) for p in ('forget', 'retain', 'val', 'test')})
+    plain, crops = (reproduce.look(task.model, task, augmented=a).rest for a in (False, True))
+    for p in ('forget', 'retain'): assert not np.allclose(plain.logits[p], crops.logits[p], atol=.1)
+    for p in ('val', 'test'): assert np.allclose(plain.logits[p], crops.logits[p], atol=1e-4)
+
+
+# ---- The fair comparison
+
+def test_all_methods_have_the_same_budget_within_stated_ranges():
+    for m in list_methods():
+        mid = reproduce.drawn(m, 0)
+        assert {k: v for k, v in recipes(m)['digits'].items() if k not in ('source', 'batch_size')}.items() <= mid.items()
+        for j in range(1, reproduce.BUDGET):
+            s = reproduce.drawn(m, j)
+            assert s == reproduce.drawn(m, j) and set(s) == set(mid)
+            moved = [k for k in s if s[k] != mid[k]]
+            assert moved, (m, j)
+            for k in moved:
+                if k == 'settings': continue
+                a, b, f = (1 - mid[k], 1 - s[k], 'one minus beta') if k == 'beta' else (mid[k], s[k], k)
+                most = reproduce.FACTORS[f]
+                slack = .5/min(a, b) if f in reproduce.WHOLE else .01*most
+                assert 1/most - slack <= b/a <= most + slack, (m, k, a, b)
+
+
+def test_tuning_sees_no_test_image(norm_task):
+    ev = evidence(norm_task.model, norm_task)
+    seen = reproduce.on_val(ev)
+    for k in ('logits', 'labels', 'ids'): assert np.array_equal(getattr(seen, k)['test'], getattr(ev, k)['val'])
+    assert not np.isin(seen.ids['test'], ev.ids['test']).any()
+    assert not set(reproduce.TUNED_ON) & set(reproduce.JUDGED_ON)
+
+
+def test_the_gap_is_that_of_the_library(norm_task, refs):
+    a, b = refs[1].rest, refs[0].rest
+    assert reproduce.gap(a, b, reproduce.mia_entropy) == pytest.approx(measure(['avg_gap'], new=a, gold=b)[0].value[0])
+    assert reproduce.gap(b, b, reproduce.mia_svc) == 0
+
+
+# ---- What is stored
+
+def stored(name):
+    note = json.loads((STORED/f'{name}.json').read_text())
+    text = (STORED/f'{name}.csv').read_text()
+    assert note['digest'] == digest(text), f'{name}.csv is not what its note was written for'
+    frame = pd.read_csv(STORED/f'{name}.csv')
+    assert note['rows'] == len(frame) and note['command'].startswith('python tools/reproduce.py ') and note['made'] and note['pieces']
+    return frame, note
+
+
+def test_cifar_rows_are_about_the_stored_models():
+    frame, note = stored('cifar10')
+    rows = pd.read_csv(ROOT/'results'/'cifar10'/'results.csv').set_index(['method', 'metric']).value
+    kept = json.loads((ROOT/'results'/'cifar10'/'provenance.json').read_text())
+    assert note['forget_ids'] == kept['forget_ids']['cifar10 seed 0']
+    whole = ('forget_accuracy', 'test_accuracy', 'jsd', 'rf_jsd')                    # the other columns are of fewer retain images
+    for who in ('noop', 'gold'):
+        own = frame[(frame.defect == 'none') & (frame.method == who)].set_index('column')
+        assert (own.off == own.on).all()
+        for c in whole: assert own.off[c] == pytest.approx(rows[who, c], abs=1e-7), (who, c)
+    for d, (m, _) in reproduce.METHOD_DEFECTS.items():
+        own = frame[(frame.defect == d)].drop_duplicates('column').set_index('column').off
+        for c in set(whole) & set(own.index): assert own[c] == pytest.approx(rows[m, c], abs=1e-7), (d, c)
+    scrub = frame[frame.defect == 'SCRUB returns the original'].set_index('column').on
+    assert (scrub == frame[(frame.defect == 'none') & (frame.method == 'noop')].set_index('column').on[scrub.index]).all()
+
+
+def test_cifar_rows_are_whole():
+    frame, note = stored('cifar10')
+    assert not frame.duplicated(['defect', 'method', 'column']).any() and np.isfinite(frame[['off', 'on']]).all().all()
+    done = set(reproduce.NEW) - set(note['not_run'])
+    assert done <= set(frame.method) | {'x'} and set(note['runs']) >= done
+    for label in done:
+        m, how, _ = reproduce.NEW[label]
+        for k, v in how.items():
+            if k != 'recipe': assert note['runs'][label]['settings'][k] == v
+    same = [v['differs_from_stored_logits_by'] for v in note['runs'].values() if v.get('differs_from_stored_logits_by') is not None]
+    assert same and max(same) < 1e-3                                                  # what was run again is what was stored
+
+
+def test_split_rows():
+    frame, note = stored('split')
+    ids = frame.groupby('split').forget_ids.nunique()
+    assert ids['first'] == 1 and ids['random'] == len(note['seeds']) == frame.seed.nunique()
+    assert (frame.groupby(['split', 'method', 'column']).seed.nunique() == len(note['seeds'])).all()
+    first = frame[(frame.method == 'gold') & (frame.column == 'avg_gap')]
+    assert (first.value == 0).all()
+
+
+def test_fair_rows():
+    frame, note = stored('fair')
+    assert note['budget'] == reproduce.BUDGET and not set(note['tuned_on']) & set(note['judged_on'])
+    assert note['factors'] == reproduce.FACTORS
+    for (p, m), g in frame.groupby(['protocol', 'method']):
+        judged = g[g.role == 'judged']
+        assert sorted(judged.seed) == list(reproduce.JUDGED_ON)
+        if m in ('noop', 'gold2'): continue
+        assert note['settings'][m] == json.loads(json.dumps([reproduce.drawn(m, j) for j in range(reproduce.BUDGET)])), m
+        tuned = g[g.role == 'tuned'].pivot(index='setting', columns='seed', values='gap')
+        assert tuned.shape == (reproduce.BUDGET, len(reproduce.TUNED_ON))
+        score = tuned.mean(axis=1, skipna=False).fillna(math.inf)
+        assert score.idxmin() == note['best'][p][m] == judged.setting.unique()[0]
+    ran = {f'{p}, {m}' for p, m in frame.groupby(['protocol', 'method']).groups}
+    assert {f'{p}, {m}' for p in reproduce.PROTOCOLS for m in list_methods()} - ran == set(note['not_run'])
+    want = {p: float(p.split(',')[1].strip(' %'))/100 for p in note['originals']}
+    for p, o in note['originals'].items():
+        assert np.mean([v['train'] for v in o.values()]) > .99 and abs(np.mean([v['test'] for v in o.values()]) - want[p]) < .03
