@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from .core import atomic, digest, doing, tell, writable
@@ -94,11 +95,12 @@ def _version(which, hparams):
 def _job(name, make, seed, *, plan, out, metrics, amp, keep_models, at, total):
     "All missing cells of one task and seed."
     cells = [(*how, _cell(out, name, make, seed, *how, metrics)) for how in [*_references, *plan]]
-    if all(f.exists() for *_, f in cells): return
+    done = [_own(f, evidence_file(out, name, seed, label)) for label, _, _, f in cells[len(_references):]]
+    if all(done) and all(f.exists() for *_, f in cells): return
     with doing(f'{name}, seed {seed} ({at + 1} of {total})'):
         task, report = make(seed, folder=out/'models'), None
         for label, which, hparams, file in cells[len(_references):]:
-            if file.exists(): continue
+            if _own(file, evidence_file(out, name, seed, label)): continue
             ckpt = out/'ckpt'/file.stem
             new = solve(task, which, seed=seed, ckpt=ckpt, **{'amp': amp, **hparams})
             report = evaluate(new, task, metrics)
@@ -134,6 +136,13 @@ def evidence_file(out: str | Path, task: str, seed: int, method: str) -> Path:
     return Path(out)/'evidence'/f'{task}-{method}-s{seed}.npz'
 
 def _stored(file): return json.loads(file.read_text())
+
+def _own(file, evidence):
+    "Whether a cell is finished and the evidence beside it is still its own, and not that of other settings since."
+    if not file.exists(): return False
+    if not evidence.exists(): return True
+    with np.load(evidence, allow_pickle=False) as z: model = str(z['facts'][0]) if 'facts' in z else None
+    return model is None or model == _stored(file)['facts'].get('model', model)
 
 # %% ../nbs/bench/00_bench.ipynb #5d176f8a
 def same_results(

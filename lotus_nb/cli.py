@@ -66,8 +66,8 @@ def _show(frame, out, title, models=None):
     checks = pd.read_csv(out/'checks.csv', keep_default_na=False)
     print(_wrap(faults_line(checks) or 'All controls behaved.') + '\n')
     print(text_table(table(frame), width=_width()))
-    print('\n* best among the methods: nearest to gold, or lowest for gaps, divergences and time.\n'
-          f'\n{_wrap(conclusion(frame))}\n')
+    best = '* best among the methods: nearest to gold, or lowest for gaps, divergences and time.'
+    print(f'\n{_wrap(best)}\n\n{_wrap(conclusion(frame))}\n')
     print('Checks against gold (controls first):\n')
     print(text_table(checked_table(checks), width=_width()) + '\n')
     fig = plot_summary(frame)
@@ -448,7 +448,7 @@ def run(
                                                             "at least 32; for named data, theirs.")] = None,
     resize: Annotated[Optional[int], typer.Option(min=1, help='Shorter side, before the centre is cut out. Default: '
                                                               'as --size.')] = None,
-    augment: Annotated[str, typer.Option(help="Of training batches of files: 'crop', 'view' or 'none'.")] = 'crop',
+    augment: Annotated[str, typer.Option(help="Training images of files: 'crop' or 'view', flipped; 'none'.")] = 'crop',
     twins: Annotated[str, typer.Option(help="Copies of forget images in retain: 'error', or 'keep'.")] = 'error',
     skip_unreadable: Annotated[bool, typer.Option('--skip-unreadable', help='Leave out files that cannot be read, and '
                                                                             'name them.')] = False,
@@ -479,13 +479,20 @@ def _run(data, root, out, options, methods, settings, recipe, seeds, *, model, w
             **({'gold2': gold2} if gold2 else {}), forget=forget, recipe=recipe_, batch_size=batch_size, device=device,
             digests=tuple(_file_digest(p) for p in (weights, gold, gold2, forget) if p))
         out = writable(out)
-        frame = bench({name: task}, plan, seeds, out, recipe=recipe, keep_models=True)
+        try: frame = bench({name: task}, plan, seeds, out, recipe=recipe, keep_models=True)
+        except ValueError as e: raise ValueError(_as_options(str(e))) from e
     _say_original(out, name, seeds[0])
     _say_images(out/'models'/f'{name}-images-s{seeds[0]}.json', weights)
     _show(frame, out, f'{model} on {title}', _answers(out, name, seeds[0], methods))
     kept = [out/'models'/f'{name}-{k}.safetensors' for k in (f'{m}-s{s}' for s in seeds for m in plan)]
     for f in (*kept, *(out/'models'/f'{name}-{k}' for s in seeds for k in (f'forget-s{s}.npz', f'images-s{s}.json'))):
         if f.exists(): print(f)
+
+def _as_options(text):
+    "A message of the library in the words of the command line."
+    for ours, theirs in (('skip_unreadable=True', '--skip-unreadable'), ("twins='keep'", '--twins keep')):
+        text = text.replace(f'`{ours}`', f'`{theirs}`')
+    return text
 
 def _say_images(file, weights):
     "How many images there were, how they were prepared, and which were left out."

@@ -248,7 +248,7 @@ def _check_parts(t):
                          "An image is either forgotten or kept: take them out of one of the two.")
     resident = all(hasattr(d, 'pixel_digests') for d in (t.forget, t.retain))
     if t.twins == 'error' and resident and (pairs := twins(t.forget, t.retain)):
-        raise ValueError(f"{len({i for i, _ in pairs})} forget images stand in the retain set as well, pixel for pixel, "
+        raise ValueError(f"{len(dict(pairs))} forget images stand in the retain set as well, pixel for pixel, "
                          f"under other ids: {_some([f'{a} = {b}' for a, b in pairs])}. "
                          "Who keeps a copy keeps the image: forget the copies too, or pass `twins='keep'`.")
 

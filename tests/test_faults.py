@@ -50,7 +50,7 @@ def test_killed_in_each_stage(undisturbed, tmp_path):
     read = lambda folder: pd.read_csv(folder/'results.csv', dtype={'hparams': str})
     assert same_results(read(undisturbed), read(tmp_path))
     assert not (tmp_path/'ckpt').exists()
-    assert {f.name for f in Path(tmp_path).iterdir()} == {'results.csv', 'report.html', 'figure.png', 'cells', 'evidence', 'models'}
+    assert {f.name for f in Path(tmp_path).iterdir()} == {'results.csv', 'checks.csv', 'report.html', 'figure.png', 'cells', 'evidence', 'models'}
 
 
 def test_interrupted_says_how_to_go_on(tmp_path):

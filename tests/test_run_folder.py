@@ -269,7 +269,7 @@ def test_unreadable_files_are_named_and_left_out_on_request(parts, tmp_path):
     root = shutil.copytree(parts, tmp_path/'set')
     (root/'train'/'a'/'broken.png').write_bytes(b'broken')
     (root/'train'/'a'/'empty.png').touch()
-    refused(['--data', root], tmp_path, "'train/a/broken.png' (no image that can be recognised)", 'skip_unreadable')
+    refused(['--data', root], tmp_path, "'train/a/broken.png' (no image that can be recognised)", 'pass `--skip-unreadable`')
     for _ in range(2):                                                                                            # computed, and stored
         got = lotus_nb(*SMALL, '--data', root, '--skip-unreadable', '--out', tmp_path/'run')
         assert got.exit_code == 0 and '2 files were left out' in got.stdout and 'broken.png' in got.stdout, got.output
@@ -281,7 +281,7 @@ def test_copies_are_refused_or_kept(parts, tmp_path):
     shutil.copy(root/'train'/'a'/'01.png', root/'train'/'b'/'copy.png')
     (tmp_path/'l.txt').write_text('train/a/01.png')
     got = lotus_nb(*SMALL, '--data', root, '--forget', tmp_path/'l.txt', '--out', tmp_path/'run')
-    assert got.exit_code == 2 and 'pixel for pixel' in got.stderr
+    assert got.exit_code == 2 and 'pixel for pixel' in got.stderr and 'pass `--twins keep`' in got.stderr
     assert lotus_nb(*SMALL, '--data', root, '--forget', tmp_path/'l.txt', '--twins', 'keep', '--out', tmp_path/'run').exit_code == 0
 
 
