@@ -138,7 +138,7 @@ def image_task(
     batch_size: int,      # Of unlearning
     device: str,
     digests: tuple = (),  # Of the files, so that a changed file is another task
-    files: '_Files | None' = None,  # How images are read that come as files; None for the resident data sets
+    files: object = None,  # How images are read that come as files; None for the resident data sets
 ):
     "The task that `lotus-nb run` describes."
     from lotus_nb.data.core import split_forget
