@@ -9,7 +9,7 @@ __all__ = ['DATA', 'Augment', 'Images', 'draw_stratified', 'take', 'split_forget
            'positions_of', 'Splits', 'halves', 'find_data']
 
 # %% ../../nbs/data/00_core.ipynb #83565dda
-import hashlib, os
+import hashlib, os, re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
@@ -181,6 +181,15 @@ def check_positions(
 
 def _few(t, n=5): return ', '.join(map(str, t[:n].tolist())) + (', …' if len(t) > n else '')
 
+def _whole_numbers(file):
+    "Numbers, one in each line; what follows a `#` is a comment."
+    out = []
+    for i, line in enumerate(file.read_text(encoding='utf-8-sig').splitlines(), 1):
+        if not (text := line.partition('#')[0].strip()): continue
+        if not re.fullmatch(r'[+-]?[0-9]+', text): raise ValueError(f"line {i} is '{text[:40]}'")
+        out.append(int(text))
+    return np.array(out, dtype=np.int64)
+
 def read_positions(file: str | Path) -> Tensor:
     "Positions from a `.npy` file, or from a text file with one number in each line."
     file = Path(file).expanduser()
@@ -188,9 +197,8 @@ def read_positions(file: str | Path) -> Tensor:
         raise FileNotFoundError(f"There is no file '{file}' with positions to forget. "
                                 "Give a `.npy` file or a text file with one number in each line.")
     try:
-        return torch.as_tensor(np.load(file, allow_pickle=False) if file.suffix == '.npy'
-                               else np.loadtxt(file, dtype=np.int64, ndmin=1))
-    except (ValueError, TypeError, EOFError) as e:
+        return torch.as_tensor(np.load(file, allow_pickle=False) if file.suffix == '.npy' else _whole_numbers(file))
+    except (ValueError, TypeError, EOFError, OverflowError) as e:
         raise ValueError(f"Cannot read whole numbers from '{file}' ({e}). It must be a `.npy` array of integers, "
                          "or a text file with one number in each line.") from None
 
