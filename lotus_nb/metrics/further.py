@@ -61,7 +61,7 @@ def tow_mia(new, gold):
     return float(np.prod([1 - abs(mia_svc(new) - mia_svc(gold)), *(_near(new, gold, p) for p in ('retain', 'test'))]))
 
 # %% ../../nbs/metrics/07_further.ipynb #bf09611b
-@metric('AUS', parts=('forget', 'test'), best='high')
+@metric('AUS', unit='score', parts=('forget', 'test'), best='high')
 def aus(new, original):
     "Adaptive Unlearning Score: test accuracy that is left, over one plus its distance from forget accuracy (ERASURE)."
     check_same_images('test', new, original)
