@@ -21,7 +21,7 @@ from torch import nn
 from .core import digest, doing, unknown
 from .methods.core import Unlearned
 from .metrics.attacks import signal
-from .metrics.core import Evidence, answers, evidence, log_probs, measure, reference
+from .metrics.core import Evidence, answers, evidence, get_metric, list_metrics, log_probs, measure, reference
 from .metrics.divergence import divergence
 from .metrics.stats import share_interval
 from .task import UnlearnTask
@@ -372,6 +372,7 @@ def judge(
     run: Any = None,                       # Record of how the model was unlearned, for costs
     gold_run: Any = None,                  # The same of gold
     facts: Mapping = {},                   # Further facts for the report
+    memo: dict | None = None,              # Keeps what is said of controls and references, for further calls
 ) -> Report:
     "Judge evidence of a model beside the controls."
     if who in (taken := ('noop', 'gold', 'gold2', 'destroyed', 'cheat')) and who != 'noop':
@@ -382,18 +383,40 @@ def judge(
     _same_images(seen)
     stamp = lambda rows, name, h={}: _stamp(rows, task, name, seed, h)
     rows, missing = measure(metrics, **seen, run=run)
-    runs = {'noop': Unlearned(None, 'noop', {}, seed, 0.), 'gold': gold_run, 'gold2': None}
-    refs = [stamp(measure(metrics, **{**seen, 'new': e, 'run': runs[k]})[0], k)
-            for k, e in {'noop': seen['original'], 'gold': seen['gold'], 'gold2': seen['gold2']}.items() if e]
-    controls = {'noop': seen['original'], 'gold2': seen['gold2'], 'destroyed': destroyed(seen['original']),
-                'cheat': equally_sure(seen['original'])}
-    checks = run_checks({who: seen['new'], **{k: e for k, e in controls.items() if e is not None}}, seen, margins)
+    known = _once(memo, ('rows', _version(metrics), id(seen['original'])),
+                  lambda: _reference_rows(seen, metrics, gold_run))
+    refs = [stamp(r, k) for k, r in known.items()]
+    controls = _once(memo, ('checks', *margins.items(), id(seen['original'])),
+                     lambda: run_checks(_controls(seen), seen, margins))
+    mine = run_checks({who: seen['new']}, seen, margins)
+    checks = pd.concat([mine, controls[controls.model != who]], ignore_index=True)
     new = seen['new']
     facts = dict(sizes={p: len(y) for p, y in new.labels.items()}, forget_ids=digest(new.ids['forget']),
                  model=new.model, original=seen['original'].model, dtype=new.dtype, method=who,
                  hparams=dict(hparams), seed=seed, margins={**MARGINS, **margins}, **facts)
     return Report(stamp(rows, who, hparams), pd.concat(refs, ignore_index=True), missing, seen, facts,
                   'T0' if seen['gold'] is None else 'T1', checks, tuple(faults(checks, seen)))
+
+def _once(memo, key, make):
+    "The value of a key, made where it is not there yet."
+    if memo is None: return make()
+    if key not in memo: memo[key] = make()
+    return memo[key]
+
+def _version(metrics):
+    "What decides about rows: the functions themselves, since a name may be registered anew."
+    return tuple(get_metric(m).fn for m in (list_metrics() if metrics is None else metrics))
+
+def _reference_rows(seen, metrics, gold_run):
+    "No-op, gold and second gold → their rows."
+    runs = {'noop': Unlearned(None, 'noop', {}, 0, 0.), 'gold': gold_run, 'gold2': None}
+    models = {'noop': seen['original'], 'gold': seen['gold'], 'gold2': seen['gold2']}
+    return {k: measure(metrics, **{**seen, 'new': e, 'run': runs[k]})[0] for k, e in models.items() if e}
+
+def _controls(seen):
+    made = {'noop': seen['original'], 'gold2': seen['gold2'], 'destroyed': destroyed(seen['original']),
+            'cheat': equally_sure(seen['original'])}
+    return {k: e for k, e in made.items() if e is not None}
 
 def evaluate(
     new: Unlearned | nn.Module,            # What `solve` or `unlearn` returned, or any model
@@ -410,7 +433,8 @@ def evaluate(
                      **{k: reference(task, k, amp=amp) for k in ('original', 'gold', 'gold2', 'random')})
         spent = None if task.gold_seconds is None else Unlearned(None, 'gold', {}, u.seed, task.gold_seconds)
         return judge(found, metrics, who=u.method, margins=margins, task=task.name, seed=u.seed, hparams=u.hparams,
-                     run=u if u.cost else None, gold_run=spent, facts=dict(seconds=u.seconds, **u.provenance))
+                     run=u if u.cost else None, gold_run=spent, facts=dict(seconds=u.seconds, **u.provenance),
+                     memo=task.memo)
 
 def _stamp(rows, task, method, seed, hparams):
     return rows.assign(task=task, method=method, seed=seed, hparams=json.dumps(hparams, sort_keys=True, default=str))[
