@@ -1,6 +1,8 @@
 """Make a folder of `results/`: train original and gold, unlearn by every method, judge, and write rows with their provenance.
 
     python tools/results.py digits
+    python tools/results.py digits --forget .5             # half of the training images: results/digits-50
+    python tools/results.py digits --forget class:3        # a whole class: results/digits-class-3
     python tools/results.py cifar10 --root FOLDER          # needs the data; measured: two trainings of 20 to 25 minutes, and about an hour of methods, on one core
 
 Killed and started again, it goes on where it was. Models, evidence and checkpoints stay in `.cache/results/`, out of the repository; the
@@ -18,6 +20,8 @@ import torch
 from lotus_nb.bench import ROWS, bench
 from lotus_nb.cli import image_task
 from lotus_nb.core import atomic, digest, provenance, show_progress
+from lotus_nb.data.core import positions_of
+from lotus_nb.data.digits import digits
 from lotus_nb.methods.core import list_methods
 from lotus_nb.train import digits_task
 
@@ -46,9 +50,23 @@ CIFAR10 = {
 }
 
 
-def jobs(name, root, device):
+def digits_without(seed, folder=None, *, forget, device='cpu'):
+    "The task of digits, with another share to forget, or all images of a class."
+    chosen = positions_of(digits(seed).train, forget.removeprefix('class:')) if forget.startswith('class:') else float(forget)
+    return digits_task(seed, chosen, folder=folder, device=device, gold2=True)
+
+
+def folder_of(name, forget):
+    "Where the rows of a run go: `digits`, `digits-50`, `digits-class-3`, `cifar10`."
+    if forget is None: return name
+    return f"{name}-{forget.replace(':', '-') if forget.startswith('class:') else f'{float(forget)*100:g}'}"
+
+
+def jobs(name, root, device, forget=None):
     "Tasks, methods and seeds of a run."
-    if name == 'digits': return dict(tasks={'digits': partial(digits_task, device=device, gold2=True)}, methods=None, seeds=range(10), recipe='digits')
+    if name == 'digits':
+        task = partial(digits_task, device=device, gold2=True) if forget is None else partial(digits_without, forget=forget, device=device)
+        return dict(tasks={folder_of(name, forget): task}, methods=None, seeds=range(10), recipe='digits')
     task = partial(image_task, data='cifar10', root=root, model='cifar_resnet20', weights=None, gold='train', forget='.1',
                    recipe='cifar-resnet20-short', batch_size=128, device=device)
     plan = {m: CIFAR10.get(m, {}) for m in sorted({*CIFAR10, *list_methods()})}             # a new method runs with its defaults
@@ -73,15 +91,18 @@ def write(frame, name, work, out, command, tasks, seeds):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('name', choices=['digits', 'cifar10'])
+    p.add_argument('--forget', help="of digits: a share other than a tenth, or 'class:3'")
     p.add_argument('--root', help='folder with the data')
     p.add_argument('--device', default='cpu')
     p.add_argument('--threads', type=int, help='threads of torch; results of a CPU depend on them in the last digits')
     p.add_argument('--out', type=Path, default=ROOT/'results')
     a = p.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
-    work, how = ROOT/'.cache'/'results'/a.name, jobs(a.name, a.root, a.device)
+    if a.forget and a.name != 'digits': p.error('--forget is for digits; of CIFAR-10 a tenth is forgotten')
+    name = folder_of(a.name, a.forget)
+    work, how = ROOT/'.cache'/'results'/name, jobs(a.name, a.root, a.device, a.forget)
     with show_progress(): frame = bench(out=work, **how)
-    write(frame, a.name, work, a.out/a.name, f'python tools/results.py {a.name}', how['tasks'], how['seeds'])
+    write(frame, name, work, a.out/name, f'python tools/results.py {a.name}' + (f' --forget {a.forget}' if a.forget else ''), how['tasks'], how['seeds'])
 
 
 if __name__ == '__main__': main()
