@@ -15,16 +15,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/bench/01_figures.ipynb #a10d0fcb
+# %% ../nbs/bench/01_figures.ipynb #f0daa602
 STYLE = dict(
     parts={'forget': ('#D55E00', '-'), 'retain': ('#0072B2', '--'), 'unseen': ('#777777', ':')},
     references={'noop': '#9a9a9a', 'gold': '#E0A800', 'gold2': '#F0D070'},
-    method='#0072B2', first=('noop', 'gold', 'gold2'), dpi=110)
+    method='#0072B2', first=('noop', 'gold', 'gold2'), dpi=110,
+    methods=('finetune', 'neggrad', 'relabel', 'bad_teacher', 'scrub', 'ssd', 'unsir', 'salun', 'lotus', 'l1_sparse',
+             'no_t', 'msg', 'ct', 'delete', 'sfron', 'jit', 'amun', 'dual_optim'))  # the paper's, then later ones
 
 def method_order(methods: Sequence[str]) -> list[str]:
-    "No-op and golds first, then the others as they come."
-    seen = list(dict.fromkeys(methods))
-    return [m for m in STYLE['first'] if m in seen] + [m for m in seen if m not in STYLE['first']]
+    "No-op and golds first, then the order of `STYLE`, a variant after its method; the others last, as they come."
+    known = [*STYLE['first'], *STYLE['methods']]
+    place = lambda m: next((known.index(k) for k in (m, m.split('-')[0]) if k in known), len(known))
+    return sorted(dict.fromkeys(methods), key=lambda m: (place(m), m not in known))
 
 def _axes(ax, size=(5, 2.6)):
     return plt.subplots(figsize=size, dpi=STYLE['dpi'], layout='constrained')[1] if ax is None else ax
