@@ -120,6 +120,8 @@ def test_all_together_is_the_published_evaluation(norm_task, refs, method):
     want = measure_as_published(norm_task.gold, norm_task, train_mode=method == 'finetune')
     for c in reproduce.COLUMNS[:5]: assert on[c] == pytest.approx(want[c])
     for c in reproduce.COLUMNS[5:]: assert on[c] == pytest.approx(want[f'{c}_as_published'], abs=1.1e-6)
+    found = reproduce.published_columns(norm_task.gold, method, norm_task, {False: refs})
+    assert found == pytest.approx({c: want[c if c in want else f'{c}_as_published'] for c in reproduce.COLUMNS}, abs=1e-12)
 
 
 def test_each_switch_of_a_method_is_off_by_default_and_in_its_recipe():
@@ -203,11 +205,11 @@ def test_cifar_rows_are_about_the_stored_models():
 def test_cifar_rows_are_whole():
     frame, note = stored('cifar10')
     assert not frame.duplicated(['defect', 'method', 'column']).any() and np.isfinite(frame[['off', 'on']]).all().all()
-    done = set(reproduce.NEW) - set(note['not_run'])
-    assert done <= set(frame.method) and done <= set(note['runs'])
+    done = set(reproduce.RUNS) - set(note['not_run'])
+    assert done <= set(note['runs'])
     for label in done:
-        m, how, _ = reproduce.NEW[label]
-        for k, v in how.items():
+        m, how, defect = reproduce.RUNS[label]
+        for k, v in {**how, **(reproduce.METHOD_DEFECTS[defect][1] if defect else {})}.items():
             if k != 'recipe': assert note['runs'][label]['settings'][k] == v
     same = [v['differs_from_stored_logits_by'] for v in note['runs'].values() if v.get('differs_from_stored_logits_by') is not None]
     assert same and max(same) < 1e-3                                                  # what was run again is what was stored
