@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from lotus_nb.core import digest
 from lotus_nb.data.digits import digits
+from lotus_nb.data.folder import read_forget
 from lotus_nb.methods.core import get_method, list_methods, recipes
 from lotus_nb.metrics.core import evidence, measure
 from lotus_nb.metrics.divergence import divergence
@@ -172,6 +173,41 @@ def test_the_gap_is_that_of_the_library(norm_task, refs):
     a, b = refs[1].rest, refs[0].rest
     assert reproduce.gap(a, b, reproduce.mia_entropy) == pytest.approx(measure(['avg_gap'], new=a, gold=b)[0].value[0])
     assert reproduce.gap(b, b, reproduce.mia_svc) == 0
+
+
+class Asked:
+    "What a command is called with."
+    minutes, root, kept = 1e6, None, ROOT/'nowhere'
+
+
+@pytest.fixture
+def small_cifar(norm_task, tmp_path, monkeypatch):
+    "Digits in the place of CIFAR-10, and folders of their own."
+    for k, v in dict(RETAIN=180, WORK=tmp_path/'work', OUT=tmp_path/'out', cifar_task=lambda *a: norm_task).items(): monkeypatch.setattr(reproduce, k, v)
+    monkeypatch.setattr(reproduce.Pieces.__init__, '__defaults__', (tmp_path/'work',))
+    return tmp_path
+
+
+def test_the_comparison_on_cifar_judges_what_it_chose(small_cifar, monkeypatch):
+    for k, v in dict(BUDGET=2, CIFAR_SEEDS=((105,), (0,)), list_methods=lambda: ['finetune', 'ssd']).items(): monkeypatch.setattr(reproduce, k, v)
+    reproduce.run_fair_cifar10(Asked)
+    frame = pd.read_csv(small_cifar/'out'/'fair-cifar10.csv')
+    assert len(frame) == 2*2*2 + 2*2 and set(frame.protocol) == {'paper', 'SalUn and CoUn'}
+    for _, g in frame.groupby(['protocol', 'method']):
+        tuned = g[g.role == 'tuned'].set_index('setting').gap
+        assert tuned[g[g.role == 'judged'].setting.item()] == tuned.min()
+
+
+def test_a_gold_for_the_first_of_each_class(norm_task, small_cifar, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reproduce, 'cifar', lambda *a: digits(0))
+    monkeypatch.setattr(reproduce, 'cifar_task', lambda seed, folder, root, forget: asked.append(forget) or norm_task)
+    class C: root, kept, task, off = None, small_cifar, norm_task, staticmethod(lambda m: dict.fromkeys(reproduce.COLUMNS, 0.))
+    found = reproduce.cifar_first(C, reproduce.Pieces('cifar10', 1, small_cifar))
+    first = reproduce.forget_first(digits(0).train, .1).positions(digits(0).train)
+    assert torch.equal(read_forget(asked[0], digits(0).train), first)
+    rows = pd.DataFrame(found['rows'])
+    assert (rows[(rows.method == 'gold, own gold') & (rows.column == 'avg_gap')].on == 0).all() and len(rows) == 2*len(reproduce.COLUMNS)
 
 
 # ---- What is stored

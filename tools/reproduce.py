@@ -4,6 +4,7 @@
     python tools/reproduce.py digits                                # a small network with BatchNorm, ten seeds
     python tools/reproduce.py split                                 # digits, twenty seeds: one forget set for all seeds, or one for each
     python tools/reproduce.py fair [--minutes 8]                    # digits: all methods, eight settings each, two protocols
+    python tools/reproduce.py fair --data cifar10 --root FOLDER     # the same with the ResNet-20: three more originals and golds, and about eight hours of methods on one core
 
 Stopped and started again, each goes on after its last finished piece. Models and pieces stay in `.cache/reproduce`; rows and how they came about go to
 `results/reproduce`. `paper/what_did_not_reproduce` reads them, and runs the switches of one seed of digits again.
@@ -11,6 +12,7 @@ Stopped and started again, each goes on after its last finished piece. Models an
 import argparse
 import json
 import math
+import runpy
 import shutil
 import time
 from dataclasses import replace
@@ -190,7 +192,7 @@ def switch_digits(seed):
     last = {'noop': task.model, 'gold': task.gold} | {m: u.model for m, u in runs.items()}
     for m in TRAIN_MODE_AT_END: rows += switch_evaluation(runs[m].model, m, task, refs, seen[m])
     for d, (m, change) in METHOD_DEFECTS.items():
-        on = solve(task, m, seed=seed, recipe='digits', **change)
+        on = solve(task, m, seed=seed, recipe='digits', **{k: v for k, v in change.items() if k != 'augmented_accuracy'})     # digits are not augmented
         last[m] = on.model
         rows += pairs(d, m, columns(seen[m], *refs[False]), columns(look(on.model, task), *refs[False])) + work_rows(d, m, runs[m], on)
         if m == 'salun': rows += time_units(on, task)
@@ -435,9 +437,9 @@ def centre(method):
     return {**{k: v for k, v in get_method(method).defaults.items() if k in FACTORS and v}, **r}
 
 
-def drawn(method, j):
+def drawn(method, j, mid=None):
     "The j-th setting of a method; the first is the centre of the ranges."
-    mid = centre(method)
+    mid = centre(method) if mid is None else mid
     if j == 0: return mid
     rng = np.random.default_rng([j, *method.encode()])
     def vary(d):
@@ -468,13 +470,24 @@ def gap(ev, gold, attack):
     return float(np.mean([abs(f(ev) - f(gold)) for f in (attack, *(partial(lambda p, e: accuracy(e, p), p) for p in ('forget', 'retain', 'test')))]))
 
 
-def attempt(task, method, settings, seed, gold, attack, val):
-    "Gap of one run; none when the setting destroys the model."
-    try: ev = evidence(solve(task, method, seed=seed, batch_size=recipes(method)['digits'].get('batch_size'), **settings).model, task)
+def unlearned(task, method, settings, seed, size, judged=None):
+    "Evidence of one run; none when the setting destroys the model."
+    try: return evidence(solve(task, method, seed=seed, batch_size=size, **settings).model, judged or task)
     except (ValueError, FloatingPointError) as e:
         if 'finite' in str(e): return None
         raise
+
+
+def attempt(task, method, settings, seed, gold, attack, val):
+    "Gap of one run; none when the setting destroys the model."
+    ev = unlearned(task, method, settings, seed, recipes(method)['digits'].get('batch_size'))
+    if ev is None: return None
     return gap(on_val(ev), on_val(gold), attack) if val else gap(ev, gold, attack)
+
+
+def mean_gap(gaps):
+    "What a setting is chosen by."
+    return math.inf if None in gaps else float(np.mean(gaps))
 
 
 def fair(protocol, method, tasks):
@@ -483,7 +496,7 @@ def fair(protocol, method, tasks):
     settings = [drawn(method, j) for j in range(BUDGET)]
     for j, s in enumerate(settings):
         found = [attempt(*tasks(protocol, seed)[:1], method, s, seed, tasks(protocol, seed)[1], attack, True) for seed in TUNED_ON]
-        scores.append(math.inf if None in found else float(np.mean(found)))
+        scores.append(mean_gap(found))
         rows += [dict(protocol=protocol, method=method, setting=j, seed=seed, role='tuned', gap=g) for seed, g in zip(TUNED_ON, found)]
     best = int(np.argmin(scores))
     for seed in JUDGED_ON:
@@ -526,9 +539,48 @@ def run_fair(a):
     if stopped: raise stopped
 
 
+CIFAR_SEEDS, CIFAR_ATTACKS = ((105,), (0, 1, 2)), {'paper': mia_entropy, 'SalUn and CoUn': mia_svc}
+
+
+def cifar_centre(method):
+    "Settings of `tools/results.py`, with those defaults that are varied too; and the batch size."
+    plan = dict(runpy.run_path(str(ROOT/'tools'/'results.py'))['CIFAR10'].get(method, {}))
+    r = {**recipes(method).get(plan.pop('recipe', None), {}), **plan}
+    size = r.pop('batch_size', None)
+    return {**{k: v for k, v in get_method(method).defaults.items() if k in FACTORS and v}, **{k: v for k, v in r.items() if k != 'source'}}, size
+
+
+def cifar_gaps(task, gold, method, settings, size, seed):
+    "Gaps of one run by both attacks, with validation images in the place of test images, and with test images."
+    ev = unlearned(task, method, settings, seed, size, judged_on_few(task))
+    if ev is None: return dict.fromkeys(('val', 'test'), dict.fromkeys(CIFAR_ATTACKS))
+    return {k: {p: gap(f(ev), f(gold), attack) for p, attack in CIFAR_ATTACKS.items()} for k, f in (('val', on_val), ('test', lambda ev: ev))}
+
+
+def run_fair_cifar10(a):
+    pieces, memo = Pieces('fair-cifar10', a.minutes), {}
+    def gaps(m, j, seed):
+        def make():
+            if seed not in memo:
+                memo.clear()
+                t = cifar_task(seed, a.kept/'models' if seed == 0 else pieces.folder/'models', a.root)
+                memo[seed] = t, evidence(t.gold, judged_on_few(t))
+            mid, size = cifar_centre(m)
+            return cifar_gaps(*memo[seed], m, drawn(m, j, mid), size, seed)
+        return pieces.get(f'{m}, setting {j}, seed {seed}', make)
+    methods, (tuned_on, judged_on) = sorted(list_methods()), CIFAR_SEEDS
+    tuned = {(m, j): {s: gaps(m, j, s)['val'] for s in tuned_on} for m in methods for j in range(BUDGET)}
+    best = {(p, m): int(np.argmin([mean_gap([g[p] for g in tuned[m, j].values()]) for j in range(BUDGET)])) for p in CIFAR_ATTACKS for m in methods}
+    rows = [dict(protocol=p, method=m, setting=j, seed=s, role='tuned', gap=g[p]) for (m, j), by in tuned.items() for s, g in by.items() for p in CIFAR_ATTACKS]
+    for s in judged_on: rows += [dict(protocol=p, method=m, setting=j, seed=s, role='judged', gap=gaps(m, j, s)['test'][p]) for (p, m), j in best.items()]
+    finish('fair-cifar10', pd.DataFrame(rows), pieces, 'python tools/reproduce.py fair --data cifar10 --root FOLDER', budget=BUDGET, tuned_on=tuned_on, judged_on=judged_on,
+           factors=FACTORS, settings={m: [drawn(m, j, cifar_centre(m)[0]) for j in range(BUDGET)] for m in methods}, best={f'{p}, {m}': j for (p, m), j in best.items()}, not_run=[])
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('what', choices=['cifar10', 'digits', 'split', 'fair'])
+    p.add_argument('--data', choices=['digits', 'cifar10'], default='digits', help='of `fair`')
     p.add_argument('--root', help='folder with CIFAR-10')
     p.add_argument('--kept', type=Path, default=ROOT/'.cache'/'results'/'cifar10', help='where `tools/results.py cifar10` left models and evidence')
     p.add_argument('--minutes', type=float, default=1e6, help='length of this step')
@@ -536,7 +588,7 @@ def main():
     p.add_argument('--digits-seeds', type=int, default=10, help='of `digits`')
     a = p.parse_args()
     torch.set_num_threads(1)
-    with show_progress(): {'cifar10': run_cifar10, 'digits': run_digits, 'split': run_split, 'fair': run_fair}[a.what](a)
+    with show_progress(): {'cifar10': run_cifar10, 'digits': run_digits, 'split': run_split, 'fair': run_fair_cifar10 if a.data == 'cifar10' else run_fair}[a.what](a)
 
 
 if __name__ == '__main__': main()
