@@ -49,6 +49,9 @@ CIFAR10 = {
     'dual_optim': dict(recipe='cifar10-scrub', settings=dict(epochs=2, msteps=1, decay_epochs=(), opt='adam', lr=1e-4, wd=5e-4, gamma=1., alpha=.5, t=1.)),
 }
 
+# Methods that have a form of their own for whole classes: as their authors give it, at the batch size of the other methods on digits
+CLASSES = {m: dict(recipe='class', batch_size=64) for m in ('lotus', 'unsir')}
+
 
 def digits_without(seed, folder=None, *, forget, device='cpu'):
     "The task of digits, with another share to forget, or all images of a class."
@@ -66,7 +69,9 @@ def jobs(name, root, device, forget=None):
     "Tasks, methods and seeds of a run."
     if name == 'digits':
         task = partial(digits_task, device=device, gold2=True) if forget is None else partial(digits_without, forget=forget, device=device)
-        return dict(tasks={folder_of(name, forget): task}, methods=None, seeds=range(10), recipe='digits')
+        plan = CLASSES if forget and forget.startswith('class:') else {}
+        methods = {m: (m, plan.get(m, {})) for m in list_methods()}
+        return dict(tasks={folder_of(name, forget): task}, methods=methods, seeds=range(10), recipe='digits')
     task = partial(image_task, data='cifar10', root=root, model='cifar_resnet20', weights=None, gold='train', forget='.1',
                    recipe='cifar-resnet20-short', batch_size=128, device=device)
     plan = {m: CIFAR10.get(m, {}) for m in sorted({*CIFAR10, *list_methods()})}             # a new method runs with its defaults
