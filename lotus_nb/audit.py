@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from .core import atomic, digest, unknown
-from .evaluation import TIERS, _and, _outcome, verdict
-from .metrics.ensembles import Attack, beside_floor, epsilon_certified, klom, klom_normal, memorisation
+from .core import atomic, digest, provenance, unknown
+from .evaluation import TIERS, _and, _outcome, _records, strict, verdict
+from .metrics.ensembles import Attack, epsilon_certified, klom, klom_normal, memorisation
 from .metrics.ensembles import signed_shift, ulira_efficacy, ulira_privacy
 
 # %% ../nbs/metrics/13_audit.ipynb #ec419036
@@ -47,6 +47,8 @@ class Phi:
                 raise ValueError(f"{bad} values of `{k}` are not finite. Nothing of it would mean anything.")
         if n := int((self.forget & ~self.members).sum()):
             raise ValueError(f"{n} pairs of model and image are to be forgotten without being among `members`.")
+        if np.array_equal(self.gold, self.gold2):
+            raise ValueError("`gold2` is `gold`: a floor of nothing, and a control that cannot fail. Train others.")
         if not self.forget.any(1).all():
             raise ValueError(f"Model {int((~self.forget.any(1)).argmax())} has nothing to forget.")
 
@@ -77,7 +79,7 @@ def load_phi(file: str | Path) -> Phi:
 
 # %% ../nbs/metrics/13_audit.ipynb #445db619
 AUDIT_MARGINS = {
-    'T2': {'utility': .02, 'answers': .5, 'collateral': .5, 'shift': .25, 'certified ε': 0.},
+    'T2': {'utility': .02, 'answers': .5, 'collateral': .5, 'shift': .25, 'lower bound of ε': 0.},
     'T3': {'utility': .02, 'privacy': .03, 'efficacy': .03, 'privacy on memorised': .05, 'efficacy on memorised': .05}}
 
 def _t_interval(x, level=.9):
@@ -97,20 +99,28 @@ def _game(attack: Attack, images, margin):
     value, (low, high) = attack.auc(images) - .5, attack.interval(images=images, level=.9)
     return value, low - .5, high - .5, _outcome(low - .5, high - .5, margin)
 
-def _ratio(cand, gold, images, margin):
-    "KLoM above the floor, as a share of it, over images."
-    mine, floor = (v[images] for v in beside_floor(klom_normal, cand, gold))
-    value, low, high = (v/floor.mean() for v in _t_interval(mine - floor))
-    _, edge_low, edge_high = _t_interval(mine - (1 + margin)*floor)
-    return value, low, high, 'within' if edge_high <= 0 else 'beyond' if edge_low > 0 else 'undecided'
+def _over_models(stat, *phis, blocks=16):
+    "Value of a statistic, and its jackknife interval over parts of the models, left out of all arrays at once."
+    n = len(phis[0])
+    if (b := min(blocks, n)) < 5: raise ValueError(f'there are {n} models; it needs at least 5')
+    left = np.array([stat(*(p[np.arange(n) % b != k] for p in phis)) for k in range(b)])
+    value, half = stat(*phis), student.ppf(.95, b - 1)*((b - 1)/b*((left - left.mean())**2).sum())**.5
+    return float(value), float(value - half), float(value + half)
+
+def _ratio(cand, gold, gold2, images, margin):
+    "KLoM above the floor, which is that of second golds, as a share of it."
+    if cand is gold2: raise ValueError('is the floor itself')
+    mean = lambda c, g: klom_normal(c[:, images], g[:, images]).mean()
+    value, low, high = _over_models(lambda c, g, h: mean(c, g)/mean(h, g) - 1, cand, gold, gold2)
+    return value, low, high, _outcome(-high, -low, margin, one_sided=True)          # only more counts
 
 def _shift(cand, gold, images, margin):
-    value, low, high = _t_interval(signed_shift(cand, gold)[images])
+    value, low, high = _over_models(lambda c, g: signed_shift(c, g)[images].mean(), cand, gold)
     return value, low, high, _outcome(low, high, margin)
 
-def _certified(cand, gold, images, margin):
+def _bound(cand, gold, images, margin):
     eps = epsilon_certified(cand[:, images], gold[:, images], alpha=.05/images.sum())
-    return float(eps.max()), float(eps.max()), np.inf, 'beyond' if eps.max() > margin else 'undecided'
+    return float(eps.max()), float(eps.max()), np.inf, 'beyond' if eps.max() > margin else 'silent'
 
 # %% ../nbs/metrics/13_audit.ipynb #10c6fa47
 def audit_checks(
@@ -124,7 +134,7 @@ def audit_checks(
     for k in set(margins) - set(known): raise ValueError(unknown('check', k, known))
     rows = []
     for name, cand in {who: phi.unlearned, **audit_controls(phi, seed)}.items():
-        cand, checks = np.asarray(cand, float), _checks_of(phi, np.asarray(cand, float))
+        checks = _checks_of(phi, cand)
         for check, margin in {**known, **margins}.items():
             try: rows.append((check, name, *checks[check](margin), margin, ''))
             except ValueError as e: rows.append((check, name, *[np.nan]*3, 'none', margin, str(e)))
@@ -141,15 +151,17 @@ def audit_controls(
     return {'noop': original, 'gold2': phi.gold2, 'destroyed': -np.abs(rng.permuted(original, axis=1)),
             'cheat': np.where(original > 0, 1., -1.)*np.median(np.abs(original)) + 1e-3*rng.normal(size=original.shape)}
 
-def _checks_of(phi, cand):
+def _checks_of(phi, whose):
     "Check → function of the margin."
+    cand = np.asarray(whose, float)
     out = {'utility': lambda m: _utility(phi, cand, m)}
     if phi.tier == 'T2':
         forget, gold = phi.forget[0], np.asarray(phi.gold, float)
-        return {**out, 'answers': lambda m: _ratio(cand, gold, forget, m),
-                'collateral': lambda m: _ratio(cand, gold, ~forget, m),
+        gold2 = cand if phi.gold2 is whose else np.asarray(phi.gold2, float)
+        return {**out, 'answers': lambda m: _ratio(cand, gold, gold2, forget, m),
+                'collateral': lambda m: _ratio(cand, gold, gold2, ~forget, m),
                 'shift': lambda m: _shift(cand, gold, forget, m),
-                'certified ε': lambda m: _certified(cand, gold, forget, m)}
+                'lower bound of ε': lambda m: _bound(cand, gold, forget, m)}
     held, ok = memorised(phi), _enough(phi)
     def hard(game):
         def run(m):
@@ -219,7 +231,7 @@ class Audit:
     tier: str             # 'T2' or 'T3'
     checks: pd.DataFrame  # From `audit_checks`
     invalid: tuple        # From `audit_faults`
-    values: pd.DataFrame  # Numbers as rows; the method, no-op and second gold (the floor) as columns
+    values: pd.DataFrame  # Rows: model, number, value, low, high (95 %), unit, members, non_members (pairs or images)
     facts: dict = field(repr=False, default_factory=dict)
 
     @property
@@ -227,12 +239,16 @@ class Audit:
         "What was found, in plain words; begins with INVALID where a control misbehaved."
         return verdict(self.checks, self.who, self.tier, self.invalid)
 
+    def wide(self) -> pd.DataFrame:
+        "Numbers as rows; the method, no-op and second gold (the floor) as columns."
+        return self.values.pivot(index='number', columns='model', values='value').reindex(
+            index=dict.fromkeys(self.values.number), columns=dict.fromkeys(self.values.model))
+
     def to_json(self) -> str:
         "Everything, as JSON."
-        records = lambda df: json.loads(df.to_json(orient='records'))
-        return json.dumps(dict(schema='lotus_nb.audit', version=1, who=self.who, tier=self.tier, verdict=self.verdict,
-                               invalid=self.invalid, checks=records(self.checks), facts=self.facts,
-                               values=records(self.values.reset_index())), indent=1, default=str)
+        return json.dumps(strict(dict(schema='lotus_nb.audit', version=2, who=self.who, tier=self.tier,
+                                      verdict=self.verdict, invalid=self.invalid, checks=_records(self.checks),
+                                      facts=self.facts, values=_records(self.values))), indent=1, allow_nan=False)
 
     def to_html(self) -> str:
         "A self-contained page."
@@ -252,27 +268,33 @@ class Audit:
         grid = c.pivot(index='check', columns='model', values='outcome').reindex(dict.fromkeys(c.check))
         return (f'<p><b>{escape(self.verdict)}</b></p><p><small>{self.tier}: {what}. {blind}'
                 f'</small></p>{grid[list(dict.fromkeys(c.model))].to_html()}'
-                f'{self.values.to_html(float_format="%.3f")}')
+                f'{self.wide().to_html(float_format="%.3f")}')
 
 # %% ../nbs/metrics/13_audit.ipynb #f0f597b4
 STRATA = {'under .05': (-2, .05), '.05 to .3': (.05, .3), '.3 to .6': (.3, .6), 'over .6': (.6, 2)}
 
 def _values(phi, cand):
-    "Number → value, of one set of models."
+    "Rows (number, value, low, high, unit, members, non_members) of one set of models."
     gold = np.asarray(phi.gold, float)
     if phi.tier == 'T2':
         f = phi.forget[0]
-        return {'KLoM p95, forget': np.quantile(klom(cand, gold)[f], .95),
-                'KLoM p95, others': np.quantile(klom(cand, gold)[~f], .95),
-                'normal KLoM, forget': klom_normal(cand, gold)[f].mean(),
-                'still too sure (shift > 2)': (signed_shift(cand, gold)[f] > 2).mean(),
-                'over-forgotten (shift < −2)': (signed_shift(cand, gold)[f] < -2).mean()}
+        shift = lambda sign: lambda c, g: (sign*signed_shift(c, g)[f] > 2).mean()
+        stats = {'KLoM p95, forget': (lambda c, g: np.quantile(klom(c, g)[f], .95), 'nats', f),
+                 'KLoM p95, others': (lambda c, g: np.quantile(klom(c, g)[~f], .95), 'nats', ~f),
+                 'normal KLoM, forget': (lambda c, g: klom_normal(c, g)[f].mean(), 'nats', f),
+                 'still too sure (shift > 2)': (shift(1), 'share', f),
+                 'over-forgotten (shift < −2)': (shift(-1), 'share', f)}
+        rows = [(k, *_over_models(stat, cand, gold, blocks=8), unit, int(of.sum()), 0)
+                for k, (stat, unit, of) in stats.items()]
+        return [(k, v, max(low, 0), min(high, 1) if u == 'share' else high, u, *n) for k, v, low, high, u, *n in rows]
     (p, e), ok = _games(phi, cand), _enough(phi)
-    out = {'privacy AUC': p.auc(), 'privacy TPR@1%': p.tpr(), 'efficacy AUC': e.auc(), 'efficacy TPR@1%': e.tpr()}
+    area = lambda k, a, images=None: (k, a.auc(images), *a.interval(images=images), 'share', *a.pairs(images))
+    found = lambda k, a: (k, a.tpr(), *a.interval(fpr=.01), 'share', *a.pairs())
+    out = [area('privacy AUC', p), found('privacy TPR@1%', p), area('efficacy AUC', e), found('efficacy TPR@1%', e)]
     score = _memorisation(phi)
     for name, (low, high) in STRATA.items():
         images = ((score >= low) & (score < high))[ok]
-        if images.sum() >= 5: out[f'privacy AUC, memorisation {name} ({images.sum()} images)'] = p.auc(images)
+        if images.sum() >= 5: out.append(area(f'privacy AUC, memorisation {name} ({images.sum()} images)', p, images))
     return out
 
 def audit(
@@ -284,9 +306,10 @@ def audit(
     "Judge a method by what many of its models answered."
     checks = audit_checks(phi, margins, who)
     judged = {who: phi.unlearned, 'noop': phi.original, 'gold2': phi.gold2}
-    values = pd.DataFrame({k: _values(phi, np.asarray(c, float)) for k, c in judged.items()}).rename_axis('number')
+    rows = [(k, *r) for k, c in judged.items() for r in _values(phi, np.asarray(c, float))]
+    values = pd.DataFrame(rows, columns=['model', 'number', 'value', 'low', 'high', 'unit', 'members', 'non_members'])
     m, n = phi.forget.shape
     left = int((~_enough(phi)).sum()) if phi.tier == 'T3' else 0
     facts = dict(phi.facts, method=who, models=m, images=n, left_out=left, forgotten=float(phi.forget.sum(1).mean()),
-                 forget_mask=digest(phi.forget), margins={**AUDIT_MARGINS[phi.tier], **margins})
+                 forget_mask=digest(phi.forget), margins={**AUDIT_MARGINS[phi.tier], **margins}, evaluated=provenance())
     return Audit(who, phi.tier, checks, tuple(audit_faults(phi, checks)), values, facts)

@@ -6,7 +6,7 @@ Docs: https://example.github.io/lotus_nb/metrics/evaluation.html.md"""
 
 # %% auto #0
 __all__ = ['LEAST', 'MARGINS', 'LEVEL', 'TIERS', 'SHOWN', 'destroyed', 'equally_sure', 'Area', 'matched_area', 'from_gold',
-           'run_checks', 'faults', 'verdict', 'Report', 'judge', 'evaluate', 'over_seeds', 'compare_reports']
+           'run_checks', 'faults', 'verdict', 'Report', 'strict', 'judge', 'evaluate', 'over_seeds', 'compare_reports']
 
 # %% ../nbs/metrics/11_evaluation.ipynb #6ff13d20
 import html, json
@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import norm, t as student
 from torch import nn
 
-from .core import digest, doing, unknown
+from .core import digest, doing, provenance, unknown
 from .methods.core import Unlearned
 from .metrics.attacks import signal
 from .metrics.core import Evidence, answers, evidence, get_metric, list_metrics, log_probs, measure, reference
@@ -32,10 +32,15 @@ def destroyed(
     seed: int = 0,  # Of the permutation
 ) -> Evidence:
     "A control that must fail: each image gets the answer about another one, drawn among all parts."
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(sum(map(len, ev.logits.values())))
-    z, out = np.concatenate([ev.logits[p] for p in ev.parts])[order], {}
-    for p in ev.parts: out[p], z = z[:len(ev.logits[p])], z[len(ev.logits[p]):]
+    ends = np.cumsum([len(z) for z in ev.logits.values()])
+    order, out = np.random.default_rng(seed).permutation(ends[-1]), {}
+    for p, stop in zip(ev.parts, ends):
+        at = order[stop - len(ev.logits[p]):stop]
+        out[p] = np.empty_like(ev.logits[p])
+        for q, end in zip(ev.parts, ends):                          # part by part: no second copy of everything
+            start = end - len(ev.logits[q])
+            here = (at >= start) & (at < end)
+            out[p][here] = ev.logits[q][at[here] - start]
     return Evidence(out, ev.labels, ev.ids, 'destroyed', ev.transform, ev.dtype)
 
 def equally_sure(
@@ -45,8 +50,9 @@ def equally_sure(
     "A control that must fail: the classes of the original, all given with the same confidence."
     def cheat(z):
         k = z.shape[1]
-        top = np.log(confidence) - np.log((1 - confidence)/max(k - 1, 1))
-        return (top*(np.arange(k) == z.argmax(1)[:, None])).astype(np.float32)
+        out = np.zeros_like(z)
+        out[np.arange(len(z)), z.argmax(1)] = np.log(confidence) - np.log((1 - confidence)/max(k - 1, 1))
+        return out
     return Evidence({p: cheat(z) for p, z in ev.logits.items()}, ev.labels, ev.ids, 'cheat', ev.transform, ev.dtype)
 
 # %% ../nbs/metrics/11_evaluation.ipynb #37e3353e
@@ -90,7 +96,10 @@ def matched_area(
                          f"both have; the attack needs at least {LEAST} of each.")
     y, u, a, b = y[mine], u[theirs], signal(ev, kind, part)[mine], signal(ev, kind, against)[theirs]
     k = ev.logits[part].shape[1]
-    weight = (np.bincount(y, minlength=k)/np.maximum(np.bincount(u, minlength=k), 1))[u]
+    return _area_of(a, b, (np.bincount(y, minlength=k)/np.maximum(np.bincount(u, minlength=k), 1))[u])
+
+def _area_of(a, b, weight):
+    "Area of members against non-members of these weights."
     weight = weight/weight.sum()
     return Area(_share_below(a, b, weight), 1 - _share_below(b, a, np.full(len(a), 1/len(a))), weight)
 
@@ -186,7 +195,7 @@ def run_checks(
         at = {**MARGINS, **margins}[check]
         for name, ev in candidates.items():
             try:
-                n = len(ev.labels[part]) if ev.has(part) else 0
+                n = min(len(e.labels[part]) if e.has(part) else 0 for e in (ev, seen['gold'] or seen['original']))
                 if n < LEAST: raise ValueError(f'there are {n} {part} images; it needs at least {LEAST}')
                 rows.append((check, name, *fn(ev, seen, at), at, ''))
             except (ValueError, KeyError) as e: rows.append((check, name, *[np.nan]*3, 'none', at, str(e).strip("'")))
@@ -243,13 +252,19 @@ def verdict(
 ) -> str:
     "What was found, in plain words."
     mine = checks[checks.model == who]
-    said = {o: list(mine.check[mine.outcome == o]) for o in ('beyond', 'undecided', 'within', 'none')}
+    said = {o: list(mine.check[mine.outcome == o]) for o in ('beyond', 'undecided', 'within', 'none')}   # not 'silent'
     if invalid: return 'INVALID: ' + ' '.join(invalid) + ' Nothing below may be read as evidence of forgetting.'
     if tier == 'T0':
-        seen = _and(said['within'] + said['undecided'])
-        first = (f"Something is wrong already: {who} is beyond the margin in {_and(said['beyond'])}." if said['beyond']
-                 else f"Nothing was found against {who} in what can be checked without gold ({seen}).")
-        return first + ' Whether it forgot cannot be said without a model that was trained without the images.'
+        found = []
+        if 'attack' in said['beyond']:
+            found.append(f"Something is wrong already: {who} is beyond the margin in attack.")
+        if 'utility' in said['beyond']:
+            found.append(f"{who} is right about fewer test images than the original, beyond the margin; a model trained "
+                         "without the images might be, too.")
+        if said['within']:
+            found.append(f"{who} is within the margin in {_and(said['within'])}, as far as can be checked without gold.")
+        if said['undecided']: found.append(f"The images are too few to say in {_and(said['undecided'])}.")
+        return ' '.join([*found, 'Whether it forgot cannot be said without a model that was trained without the images.'])
     if said['beyond']:
         return (f"{who} is told from gold: it is beyond the margin in {_and(said['beyond'])}."
                 + (f" It is within in {_and(said['within'])}." if said['within'] else ''))
@@ -263,9 +278,35 @@ def verdict(
 
 # %% ../nbs/metrics/11_evaluation.ipynb #6972f5a5
 SHOWN = ('forget_accuracy', 'retain_accuracy', 'test_accuracy', 'mia_entropy', 'auc_loss', 'tpr_loss', 'jsd', 'churn',
-         'activation_distance', 'avg_gap', 'rf_jsd')
+         'activation_distance', 'avg_gap', 'rf_jsd', 'rf_jsd_gap')
 _SHARES = ('forget_accuracy', 'retain_accuracy', 'val_accuracy', 'test_accuracy', 'mia_entropy', 'tpr_loss', 'churn',
            'churn_test')        # shares of n images: exact intervals, the attacker's fit taken as given
+_COMPOSED = ('activation_distance', 'avg_gap', 'rf_jsd', 'rf_jsd_gap')   # by leaving out images
+
+def _interval_of(m, seen, value, n):
+    "Interval (95 %) of a metric over images, or NaN twice."
+    new, images = seen['new'], get_metric(m).parts
+    if m in _SHARES: return share_interval(round(value*n), n)
+    if m == 'auc_loss':
+        a, b = (signal(new, 'margin', p) for p in ('forget', 'test'))
+        return _area_of(a, b, np.ones(len(b))).interval()
+    if m == 'jsd' and n > 1:
+        d = from_gold(new, seen['gold'])
+        half = norm.ppf(.975)*d.std(ddof=1)/len(d)**.5
+        return max(float(d.mean() - half), 0.), float(d.mean() + half)
+    blocks = min(20, *(len(new.labels[p]) for p in images)) if m in _COMPOSED else 0
+    if blocks < 5: return np.nan, np.nan
+    cut = lambda b: {k: None if e is None else _without(e, images, b, blocks) for k, e in seen.items()}
+    v = np.concatenate([measure([m], **cut(b))[0].value for b in range(blocks)])
+    if len(v) < blocks: return np.nan, np.nan
+    half = student.ppf(.975, blocks - 1)*((blocks - 1)/blocks*((v - v.mean())**2).sum())**.5
+    return max(value - half, 0.), value + half
+
+def _without(ev, parts, block, blocks):
+    "The evidence without every so manieth image of these parts, and without other parts."
+    keep = {p: np.arange(len(ev.labels[p])) % blocks != block for p in parts if ev.has(p)}
+    cut = lambda d: {p: d[p][k] for p, k in keep.items()}
+    return Evidence(cut(ev.logits), cut(ev.labels), cut(ev.ids), ev.model, ev.transform, ev.dtype)
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -278,6 +319,7 @@ class Report:
     tier: str = 'T0'
     checks: pd.DataFrame = None   # From `run_checks`: the model and the controls
     invalid: tuple = ()     # What the controls say against the evaluation itself
+    _memo: dict = field(default_factory=dict, repr=False)   # Intervals
 
     @property
     def who(self) -> str:
@@ -303,25 +345,29 @@ class Report:
     def table(
         self,
         metrics: Sequence[str] = SHOWN,  # Names; those that are missing are left out
-    ) -> pd.DataFrame:                   # before, after, low, high (95 %), gold, floor, n
-        "Before, after with its interval, gold, and how far the second gold is from gold."
-        wide, n = self.wide(), dict(zip(self.frame.metric, self.frame.n))
-        rows = []
-        for m in (m for m in metrics if m in wide.index and m in n):
+    ) -> pd.DataFrame:                   # before, after, low, high, gold, floor, unit, n; before_low … gold_high
+        "Before, after and gold with 95 % intervals over images, and how far the second gold is from gold."
+        wide, rows = self.wide(), self.frame.set_index('metric')
+        out = {}
+        for m in (m for m in metrics if m in wide.index and m in rows.index):
             get = lambda c: wide[c].get(m, np.nan) if c in wide else np.nan
-            low, high = self._interval(m, get(self.who), n[m])
-            rows.append((m, get('noop'), get(self.who), low, high, get('gold'), abs(get('gold2') - get('gold')), n[m]))
-        return pd.DataFrame(rows, columns=['metric', 'before', 'after', 'low', 'high', 'gold', 'floor', 'n']
-                            ).set_index('metric')
+            spans = [self._interval(m, k, get(c), rows.n[m]) for k, c in
+                     (('new', self.who), ('original', 'noop'), ('gold', 'gold'))]
+            out[m] = (get('noop'), get(self.who), *spans[0], get('gold'), abs(get('gold2') - get('gold')), rows.unit[m],
+                      rows.n[m], *spans[1], *spans[2])
+        return pd.DataFrame.from_dict(out, 'index', columns=[
+            'before', 'after', 'low', 'high', 'gold', 'floor', 'unit', 'n', 'before_low', 'before_high', 'gold_low',
+            'gold_high']).rename_axis('metric')
 
-    def _interval(self, m, value, n):
-        if np.isfinite(value) and m in _SHARES: return share_interval(round(value*n), n)
-        if m == 'auc_loss': return matched_area(self.evidence['new']).interval()
-        if m == 'jsd' and n > 1:
-            d = from_gold(self.evidence['new'], self.evidence['gold'])
-            half = norm.ppf(.975)*d.std(ddof=1)/len(d)**.5
-            return max(float(d.mean() - half), 0.), float(d.mean() + half)
-        return np.nan, np.nan
+    def _interval(self, m, model, value, n):
+        "Interval of a metric of one of the models, computed once."
+        seen, key = self.evidence or {}, (m, model)
+        if key not in self._memo:
+            own = 'gold' not in get_metric(m).refs or model != 'gold'        # gold beside itself varies by nothing
+            try: self._memo[key] = (_interval_of(m, {**seen, 'new': seen[model]}, value, n)
+                                    if np.isfinite(value) and own and seen.get(model) is not None else (np.nan,)*2)
+            except (ValueError, KeyError): self._memo[key] = np.nan, np.nan  # what a metric of so few images refuses
+        return self._memo[key]
 
     def answers(self) -> dict[str, pd.DataFrame]:
         "Original, this model and gold → rows of `answers` about single images, with the log odds of the label."
@@ -332,10 +378,10 @@ class Report:
 
     def to_json(self) -> str:
         "Everything but the evidence, as JSON."
-        return json.dumps(dict(schema='lotus_nb.report', version=2, tier=self.tier, verdict=self.verdict,
-                               invalid=self.invalid, checks=_records(self.checks), facts=self.facts,
-                               missing=self.missing, rows=_records(self.frame),
-                               references=_records(self.references)), indent=1, default=str)
+        return json.dumps(strict(dict(
+            schema='lotus_nb.report', version=3, tier=self.tier, verdict=self.verdict, invalid=self.invalid,
+            checks=_records(self.checks), facts=self.facts, missing=self.missing, rows=_records(self.frame),
+            references=_records(self.references))), indent=1, allow_nan=False)
 
     def to_html(self) -> str:
         "A self-contained page with figures."
@@ -353,11 +399,32 @@ class Report:
         grid = self.checks.pivot(index='check', columns='model', values='outcome').reindex(MARGINS).replace('none', '–')
         first = [c for c in dict.fromkeys([self.who, 'noop', 'gold2', 'destroyed', 'cheat']) if c in grid]
         return (f'<p><b>{html.escape(self.verdict)}</b></p><p><small>{self.tier}: {TIERS[self.tier][0]}. '
-                f'{TIERS[self.tier][1]}</small></p>{self.table().to_html(float_format="%.4f", na_rep="–")}'
+                f'{TIERS[self.tier][1]}</small></p>{self._shown().to_html()}'
                 f'{grid[first].to_html()}<small>{len(self.missing)} metrics not computed: see <code>.missing</code>; '
                 f'all {len(self.frame)} values: <code>.wide()</code>.</small>')
 
+    def _shown(self):
+        "The table for people: intervals beside values."
+        t = self.table()
+        put = lambda v, low=np.nan, high=np.nan: '–' if pd.isna(v) else f'{v:.3f}' + (
+            '' if pd.isna(low) else f' [{low:.3f}, {high:.3f}]')
+        return pd.DataFrame(dict(
+            before=[put(*r) for r in t[['before', 'before_low', 'before_high']].itertuples(index=False)],
+            after=[put(*r) for r in t[['after', 'low', 'high']].itertuples(index=False)],
+            gold=[put(*r) for r in t[['gold', 'gold_low', 'gold_high']].itertuples(index=False)],
+            floor=[put(v) for v in t.floor], unit=t.unit, n=t.n), index=[get_metric(m).title for m in t.index])
+
 def _records(df): return json.loads(df.to_json(orient='records'))
+
+def strict(
+    value: Any,  # Of dicts, sequences, numbers and whatever has a name
+) -> Any:        # The same of JSON values
+    "What JSON can hold: numbers that are none become null, and all else its text."
+    if isinstance(value, Mapping): return {str(k): strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)): return [strict(v) for v in value]
+    if isinstance(value, np.generic): value = value.item()
+    if isinstance(value, float): return value if np.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
 
 # %% ../nbs/metrics/11_evaluation.ipynb #67746d1f
 def judge(
@@ -367,8 +434,8 @@ def judge(
     who: str = 'model',                    # Name of what is judged
     margins: Mapping[str, float] = {},     # As in `run_checks`
     task: str = 'task',                    # Names the task in rows
-    seed: int = 0,
-    hparams: Mapping = {},                 # Of the method, for rows and facts
+    seed: int | None = None,               # Of the method, for rows and facts; None: not known
+    hparams: Mapping = {},                 # The same
     run: Any = None,                       # Record of how the model was unlearned, for costs
     gold_run: Any = None,                  # The same of gold
     facts: Mapping = {},                   # Further facts for the report
@@ -387,13 +454,14 @@ def judge(
                   lambda: _reference_rows(seen, metrics, gold_run))
     refs = [stamp(r, k) for k, r in known.items()]
     controls = _once(memo, ('checks', *margins.items(), id(seen['original'])),
-                     lambda: run_checks(_controls(seen), seen, margins))
+                     lambda: pd.concat([run_checks({k: made()}, seen, margins) for k, made in _controls(seen).items()]))
     mine = run_checks({who: seen['new']}, seen, margins)
     checks = pd.concat([mine, controls[controls.model != who]], ignore_index=True)
     new = seen['new']
     facts = dict(sizes={p: len(y) for p, y in new.labels.items()}, forget_ids=digest(new.ids['forget']),
-                 model=new.model, original=seen['original'].model, dtype=new.dtype, method=who,
-                 hparams=dict(hparams), seed=seed, margins={**MARGINS, **margins}, **facts)
+                 prepared=new.transform, model=new.model, original=seen['original'].model, dtype=new.dtype,
+                 method=who, hparams=dict(hparams), seed=seed, margins={**MARGINS, **margins}, **facts,
+                 evaluated=provenance())
     return Report(stamp(rows, who, hparams), pd.concat(refs, ignore_index=True), missing, seen, facts,
                   'T0' if seen['gold'] is None else 'T1', checks, tuple(faults(checks, seen)))
 
@@ -414,9 +482,10 @@ def _reference_rows(seen, metrics, gold_run):
     return {k: measure(metrics, **{**seen, 'new': e, 'run': runs[k]})[0] for k, e in models.items() if e}
 
 def _controls(seen):
-    made = {'noop': seen['original'], 'gold2': seen['gold2'], 'destroyed': destroyed(seen['original']),
-            'cheat': equally_sure(seen['original'])}
-    return {k: e for k, e in made.items() if e is not None}
+    "Name → function that makes its evidence: one at a time, since each is as large as that of a model."
+    made = {'noop': lambda: seen['original'], 'gold2': lambda: seen['gold2'],
+            'destroyed': lambda: destroyed(seen['original']), 'cheat': lambda: equally_sure(seen['original'])}
+    return {k: make for k, make in made.items() if k != 'gold2' or seen['gold2'] is not None}
 
 def evaluate(
     new: Unlearned | nn.Module,            # What `solve` or `unlearn` returned, or any model
@@ -427,13 +496,13 @@ def evaluate(
     margins: Mapping[str, float] = {},     # Check → margin, where it is not that of `MARGINS`
 ) -> Report:
     "Judge an unlearned model on all parts of a task, beside the original, the controls and, where there is one, gold."
-    u = new if isinstance(new, Unlearned) else Unlearned(new, 'model', {}, 0, float('nan'))
+    u = new if isinstance(new, Unlearned) else Unlearned(new, 'model', {}, None, None)
     with doing('evaluating'):
         found = dict(new=evidence(u.model, task, amp=amp),
                      **{k: reference(task, k, amp=amp) for k in ('original', 'gold', 'gold2', 'random')})
         spent = None if task.gold_seconds is None else Unlearned(None, 'gold', {}, u.seed, task.gold_seconds)
         return judge(found, metrics, who=u.method, margins=margins, task=task.name, seed=u.seed, hparams=u.hparams,
-                     run=u if u.cost else None, gold_run=spent, facts=dict(seconds=u.seconds, **u.provenance),
+                     run=u if u.cost else None, gold_run=spent, facts=dict(seconds=u.seconds, **(u.provenance or {})),
                      memo=task.memo)
 
 def _stamp(rows, task, method, seed, hparams):
@@ -442,8 +511,10 @@ def _stamp(rows, task, method, seed, hparams):
 
 def _same_images(found):
     for k, e in found.items():
-        if e is not None and any(not np.array_equal(e.ids[p], found['new'].ids.get(p)) for p in e.parts):
-            raise ValueError(f"The evidence of the {k} model is about other images than that of the new one. "
+        new = found['new']
+        if e is not None and any(not np.array_equal(e.ids[p], new.ids.get(p)) or not np.array_equal(
+                e.labels[p], new.labels[p]) or e.logits[p].shape != new.logits[p].shape for p in e.parts):
+            raise ValueError(f"The evidence of the {k} model is about other images, labels or classes than that of the new one. "
                              "Compute both from one task.")
 
 # %% ../nbs/metrics/11_evaluation.ipynb #5861d133
@@ -469,11 +540,14 @@ def compare_reports(
     metrics: Sequence[str] = SHOWN,      # Rows, before the checks
 ) -> pd.DataFrame:                       # Metrics and checks as rows; models and golds as columns
     "Reports of several methods in one table."
-    if len({r.facts['forget_ids'] for r in reports}) > 1:
+    if len({(r.facts['forget_ids'], r.facts['prepared']) for r in reports}) > 1:
         raise ValueError("The reports are about different forget sets, so their values cannot be compared.")
-    first = reports[0].wide()
-    columns = {**{c: first[c] for c in first if c != reports[0].who}, **{r.who: r.wide()[r.who] for r in reports}}
+    first, named = reports[0].wide(), {}
+    for r in reports:                                        # two of one method: the second is called 'lotus (2)'
+        same = sum(k.split(' (')[0] == r.who for k in named)
+        named[f'{r.who} ({same + 1})' if same else r.who] = r
+    columns = {**{c: first[c] for c in first if c != reports[0].who}, **{k: r.wide()[r.who] for k, r in named.items()}}
     values = pd.DataFrame(columns).reindex([m for m in metrics if m in first.index])
-    outcomes = {r.who: r.checks[r.checks.model == r.who].set_index('check').outcome for r in reports}
+    outcomes = {k: r.checks[r.checks.model == r.who].set_index('check').outcome for k, r in named.items()}
     outcomes['noop'] = reports[0].checks[reports[0].checks.model == 'noop'].set_index('check').outcome
     return pd.concat([values.astype(object), pd.DataFrame(outcomes).reindex(columns=values.columns)])

@@ -26,7 +26,7 @@ from .cleaning import hash_images, pairs_within
 from .core import digest, doing, tell, unknown
 from .data.core import split_forget
 from .loop import device_of, evaluating
-from .task import Loader, UnlearnTask
+from .task import Loader, UnlearnTask, ids_of
 
 # %% ../nbs/data/05_near_duplicates.ipynb #cf8b1f94
 @contextmanager
@@ -219,15 +219,9 @@ def leak_check(
     for name in ('forget', 'retain'):
         data = task.part(name)
         at = frame[name].to_numpy()
-        more[f'{name}_id'] = _ids(data)[at]
+        more[f'{name}_id'] = ids_of(data)[1][at]
         more[f'{name}_label'] = np.array([int(data[int(i)][1]) for i in at], int)
     return frame.assign(**more)[['forget', 'retain', *sorted(more), frame.columns[2]]]
-
-def _ids(data):
-    "What the images of a data set are called: rows of the whole, where it is a selection; else positions."
-    if hasattr(data, 'ids'): return np.asarray(data.ids)
-    if isinstance(data, Subset): return _ids(data.dataset)[np.asarray(data.indices, int)]
-    return np.arange(len(data))
 
 def _steady(data, name):
     "An error for a data set that gives another tensor at each reading."
@@ -289,7 +283,7 @@ def forget_twins(
                          "Take it from `leak_check`.")
     if not len(leaks): return task
     found = leaks.drop_duplicates('retain').sort_values('retain')
-    at, ids = found['retain'].to_numpy(copy=True), _ids(task.retain)
+    at, ids = found['retain'].to_numpy(copy=True), ids_of(task.retain)[1]
     if at.min() < 0 or at.max() >= len(ids) or (ids[at] != found['retain_id'].to_numpy()).any():
         raise ValueError("These pairs were found in another task: their positions lead to other images here. "
                          "Run `leak_check` on this task.")

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core import atomic, digest, unknown
 from .core import Splits, _few, _labels_of, check_positions, draw_stratified, find_data, positions_of
 from .core import split_forget, take
-from ..task import _ids, _labels
+from ..task import _labels, ids_of
 
 # %% ../../nbs/data/06_splits.ipynb #dacd054b
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class ForgetSplit:
     def positions(self, data: Any) -> Tensor:
         "Positions of the forget images in `data`, which must be the training set that was split, in any order."
         _check_same(self, *_identity(data))
-        return torch.from_numpy(np.flatnonzero(np.isin(_ids(data)[1], self.forget)))
+        return torch.from_numpy(np.flatnonzero(np.isin(ids_of(data)[1], self.forget)))
 
     def apply(self, data: Any) -> tuple[Any, Any]:
         "Forget and retain."
@@ -98,7 +98,7 @@ def _checked(ids, leave):
 
 def _identity(data):
     "Source, ids (ascending), and a digest of the labels in their order; empty where they are not known."
-    source, ids = _ids(data)
+    source, ids = ids_of(data)
     order, y = np.argsort(ids), _labels(data)
     known = '' if y is None else hashlib.sha256(np.asarray(y, np.int64)[order].tobytes()).hexdigest()[:16]
     return source if isinstance(source, str) else '', ids[order], known
@@ -120,7 +120,7 @@ def _split(data, index, kind, **facts):
     "The split that forgets the images at these positions."
     index, (source, ids, labels) = check_positions(index, len(data)), _identity(data)
     facts = {k: v.item() if isinstance(v, np.generic) else v for k, v in facts.items()}
-    return ForgetSplit(ids, np.isin(ids, _ids(data)[1][index.numpy()]), source, labels, dict(kind=kind, **facts))
+    return ForgetSplit(ids, np.isin(ids, ids_of(data)[1][index.numpy()]), source, labels, dict(kind=kind, **facts))
 
 def forget_random(
     data: Any,         # Training set: `Images`, `Folder`, or any map-style dataset
@@ -171,8 +171,8 @@ def forget_subclass(
     classes: Sequence[int | str] | int | str,  # Among the finer ones
 ) -> ForgetSplit:
     "All images of these finer classes."
-    index, ids = positions_of(fine, classes), np.asarray(_ids(data)[1])
-    if not np.array_equal(ids, _ids(fine)[1]):
+    index, ids = positions_of(fine, classes), np.asarray(ids_of(data)[1])
+    if not np.array_equal(ids, ids_of(fine)[1]):
         raise ValueError(f"`data` has {len(ids)} images and `fine` {len(fine)}, and not the same ids in the same "
                          "order. Both must hold the same images, under coarse and under fine labels.")
     return _split(data, index, 'sub-class', classes=_plain(classes))
@@ -191,7 +191,7 @@ def forget_ids(
     return _by_ids(data, ids, kind)
 
 def _by_ids(data, ids, kind, **facts):
-    own, ids = np.asarray(_ids(data)[1]), np.asarray(ids)
+    own, ids = np.asarray(ids_of(data)[1]), np.asarray(ids)
     if ids.dtype.kind not in 'iu' or ids.ndim != 1:
         raise ValueError(f"Ids must be whole numbers in one row, not {ids.dtype} of shape {ids.shape}.")
     if len(bad := np.setdiff1d(ids, own)):

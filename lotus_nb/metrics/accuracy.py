@@ -41,8 +41,10 @@ def check_same_images(
     *evidence: Evidence,  # Of several models
 ) -> None:
     "Raise unless all models were asked about the same images of a part, in the same order."
-    if not all(e.has(part) and np.array_equal(evidence[0].ids[part], e.ids[part]) for e in evidence):
-        raise ValueError(f"The models were asked about different {part} images, or in another order. "
+    first = evidence[0]
+    if not all(e.has(part) and np.array_equal(first.ids[part], e.ids[part])
+               and np.array_equal(first.labels[part], e.labels[part]) for e in evidence):
+        raise ValueError(f"The models were asked about different {part} images, in another order or under other labels. "
                          "Compute their evidence from one task.")
 
 def per_image(

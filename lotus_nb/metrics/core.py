@@ -25,7 +25,7 @@ from torch import nn
 from ..core import atomic, digest, unknown
 from ..loop import predict
 from ..parts import reinit
-from ..task import PARTS, UnlearnTask
+from ..task import PARTS, UnlearnTask, ids_of
 
 # %% ../../nbs/metrics/00_core.ipynb #66b61f85
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ class Evidence:
     dtype: str = 'float32'         # Precision of the forward pass
 
     def __post_init__(self):
+        if not self.logits: raise ValueError(f"There is evidence of no part. Give at least one of {', '.join(PARTS)}.")
         for p, z in self.logits.items():
             if p not in PARTS: raise ValueError(unknown('part', p, PARTS))
             if z.ndim != 2 or not len(z) or z.shape[1] < 2:
@@ -104,7 +105,7 @@ def evidence(
     for p in parts:
         z, y = predict(model, task.loader(p, train=False), amp=amp)
         logits[p], labels[p] = z.cpu().numpy(), y.cpu().numpy()
-    ids = {p: np.asarray(getattr(task.part(p), 'ids', np.arange(len(logits[p])))) for p in parts}
+    ids = {p: ids_of(task.part(p))[1] for p in parts}
     return Evidence(logits, labels, ids, digest(model), _prepared(task), 'bfloat16' if amp else 'float32')
 
 def _prepared(task):
@@ -223,6 +224,7 @@ def measure(
         else:
             try: value = float(m.fn(**{r: seen[r] for r in m.refs}))
             except ValueError as e: missing[name] = str(e); continue          # what the metric itself refuses
+            if np.isnan(value): missing[name] = 'not recorded' if 'run' in m.refs else 'has no value here'; continue
             rows.append((name, value, m.unit, len(seen['new'].labels[m.parts[0]]) if m.parts else 1))
     return pd.DataFrame(rows, columns=['metric', 'value', 'unit', 'n']), missing
 
