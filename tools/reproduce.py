@@ -382,7 +382,7 @@ def run_cifar10(a):
     made, stopped = {}, None
     for name, make in jobs:
         try: made[name] = pieces.get(name, make)
-        except SystemExit as e: stopped = e; break
+        except SystemExit as e: stopped = e                # later pieces may be there
     published = [m['published'] for m in made.values() if m.get('published')]
     frame = pd.DataFrame([r for m in [*made.values(), *(dict(rows=p) for p in published[-1:])] for r in m['rows']]).assign(seed=0)
     facts = {k: {f: v for f, v in m.items() if f not in ('rows', 'published')} for k, m in made.items()}
