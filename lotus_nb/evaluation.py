@@ -76,7 +76,7 @@ class Area:
         a, b = (self.member, self.non_member) if minus is None else (
             self.member - minus.member, self.non_member - minus.non_member)
         mean, n = a.mean(), len(a)
-        var = a.var(ddof=1)/n + (self.weight**2*(b - mean)**2).sum()
+        var = (a.var(ddof=1)/n if n > 1 else np.inf) + (self.weight**2*(b - mean)**2).sum()
         half = max(norm.ppf((1 + level)/2)*var**.5, 3/min(n, len(b)))
         low, high = (0, 1) if minus is None else (-1, 1)
         return float(max(mean - half, low)), float(min(mean + half, high))

@@ -3,13 +3,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import Subset, TensorDataset
 from typer.testing import CliRunner
 
 import lotus_nb.evaluation as ev
 from lotus_nb.audit import AUDIT_MARGINS, Phi, audit, audit_checks, save_phi
 from lotus_nb.cli import app
-from lotus_nb.evaluation import MARGINS, evaluate, faults, judge, run_checks
+from lotus_nb.evaluation import MARGINS, compare_reports, evaluate, faults, judge, run_checks
 from lotus_nb.metrics.core import Evidence, reference, save_evidence
+from lotus_nb.task import UnlearnTask
 from lotus_nb.train import digits_task
 
 
@@ -96,19 +100,106 @@ def test_undecided_is_never_success(task, seen):
     assert 'undecided' in list(report.checks[report.checks.model == 'model'].outcome) and report.verdict.startswith('Not shown')
 
 
-@pytest.mark.parametrize('tier', ['T0', 'T1'])
+def cut(ev, **keep):
+    "The evidence with these images of a part; None: without the part."
+    keep = {p: keep.get(p, slice(None)) for p in ev.parts}
+    of = lambda d: {p: v[keep[p]] for p, v in d.items() if keep[p] is not None}
+    return Evidence(of(ev.logits), of(ev.labels), of(ev.ids), ev.model, ev.transform, ev.dtype)
+
+
+@pytest.mark.parametrize('tier', ['T0', 'T1', 'T2', 'T3'])
 def test_no_report_certifies(tier, seen):
-    found = {**seen, 'new': seen['gold2'], **({'gold': None, 'gold2': None} if tier == 'T0' else {})}
-    report = judge(found)
+    if tier in ('T0', 'T1'):
+        report = judge({**seen, 'new': seen['gold2'], **({'gold': None, 'gold2': None} if tier == 'T0' else {})})
+    else:
+        phi = drawn() if tier == 'T3' else one_request()
+        report = audit(phi)
     assert report.tier == tier
-    for text in (report.verdict, report.to_html(), report.to_markdown()): assert 'certified' not in text.lower()
+    for text in (report.verdict, report.to_html(), report.to_markdown(), report.to_json(), report._repr_html_()):
+        assert 'certified' not in text.lower()
+
+
+def one_request(seed=0, m=48, n=60):
+    "Made-up models of one request, of which the unlearned ones are as the originals."
+    rng = np.random.default_rng(seed)
+    forget = np.tile(np.arange(n) < n//2, (m, 1))
+    members = np.tile(np.arange(n) < n - 10, (m, 1))
+    draw = lambda shift: rng.normal(size=(m, n)) + 2 + shift*forget
+    return Phi(draw(4), draw(0), draw(0), draw(4), members, forget)
+
+
+def test_a_lower_bound_never_decides():
+    "An exact method passes an audit of one request, though its lower bound of ε shows nothing."
+    phi = one_request(m=96)
+    exact = audit(Phi(one_request(1, m=96).gold, phi.gold, phi.gold2, phi.original, phi.members, phi.forget), who='exact')
+    assert exact.verdict.startswith('exact is within the margins of gold'), exact.verdict
+    assert audit(phi, who='nothing').verdict.startswith('nothing is told from gold')
+
+
+@pytest.mark.parametrize('keep', [
+    dict(forget=slice(6)), dict(forget='class'), dict(test=slice(5)), dict(val=None), dict(test=None, val=None), dict(forget=slice(1))])
+def test_reports_of_little_can_be_shown(keep, seen):
+    "Too few images, or none of a class, is said; no format fails over it."
+    three = seen['original'].labels['test'] == 3
+    keep = {p: (seen['original'].labels[p] == 3 if k == 'class' else k) for p, k in keep.items()}
+    if 'forget' in keep and not isinstance(keep['forget'], slice): keep['test'] = ~three          # a class that test lacks
+    few = {k: cut(e, **keep) for k, e in seen.items()}
+    report = judge({**few, 'new': few['gold2']})
+    assert report.verdict.startswith('INVALID') == bool(report.invalid) == (keep != {'val': None})
+    for text in (report.to_html(), report.to_markdown(), report.to_json(), report._repr_html_()):
+        assert ('INVALID' in text) == bool(report.invalid)
 
 
 def test_too_few_images_is_said_and_not_computed(seen):
-    few = {k: Evidence({p: z[:6] if p == 'forget' else z for p, z in e.logits.items()}, {p: y[:6] if p == 'forget' else y for p, y in e.labels.items()},
-                       {p: i[:6] if p == 'forget' else i for p, i in e.ids.items()}) for k, e in seen.items()}
+    few = {k: cut(e, forget=slice(6)) for k, e in seen.items()}
     report = judge({**few, 'new': few['gold2']})
     assert report.invalid and 'there are 6 forget images; it needs at least 10' in list(report.checks.why)
+
+
+def test_intervals_hold_their_values(seen):
+    "On forget sets with other class shares than the test set, too."
+    eights = seen['original'].labels['forget'] >= 5
+    for found in (seen, {k: cut(e, forget=eights) for k, e in seen.items()}):
+        t = judge({**found, 'new': found['original']}).table()
+        for v, low, high in (('after', 'low', 'high'), ('before', 'before_low', 'before_high'), ('gold', 'gold_low', 'gold_high')):
+            of = t[t[low].notna()]
+            assert len(of) >= 5 and ((of[low] <= of[v] + 1e-9) & (of[v] <= of[high] + 1e-9)).all(), of
+        assert {'auc_loss', 'rf_jsd', 'activation_distance', 'avg_gap'} <= set(t.index[t.low.notna()])
+        assert set(t.unit) >= {'share', 'nats'}
+
+
+def test_json_is_strict(task, seen):
+    report = evaluate(task.gold2, task)
+    read = json.loads(report.to_json(), parse_constant=lambda c: pytest.fail(f'{c} is no JSON'))
+    facts = read['facts']
+    assert facts['seconds'] is None and facts['seed'] is None and {'when', 'versions', 'commit', 'device'} <= set(facts['evaluated'])
+    assert json.loads(audit(drawn()).to_json(), parse_constant=lambda c: pytest.fail(c))['facts']['evaluated']['when']
+
+
+def test_other_labels_are_not_the_same_images(seen):
+    new = cut(seen['gold'])
+    new.labels['forget'] = (new.labels['forget'] + 1) % 10
+    with pytest.raises(ValueError, match='other images, labels or classes'): judge({**seen, 'new': new})
+
+
+def test_two_reports_of_one_method_stand_side_by_side(seen):
+    a, b = (judge({**seen, 'new': seen[k]}, who='finetune', hparams=dict(lr=k)) for k in ('gold', 'gold2'))
+    table = compare_reports(a, b)
+    assert list(table)[-2:] == ['finetune', 'finetune (2)'] and not table['finetune'].equals(table['finetune (2)'])
+
+
+def test_subsets_are_told_apart():
+    "Two selections from one data set are two forget sets."
+    images = torch.rand(60, 1, 8, 8)
+    data = TensorDataset(images, torch.arange(60) % 3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    def of(a, b):
+        rest = [i for i in range(60) if not a <= i < b]
+        task = UnlearnTask(model, Subset(data, range(a, b)), Subset(data, rest[:20]), test=Subset(data, rest[20:]))
+        return evaluate(model, task, ['forget_accuracy'])
+    one, other = of(0, 20), of(20, 40)
+    assert one.facts['forget_ids'] != other.facts['forget_ids']
+    with pytest.raises(ValueError, match='different forget sets'): compare_reports(one, other)
 
 
 def test_margins_of_an_audit_and_an_exact_method():
