@@ -172,13 +172,14 @@ def fresh_copies(
 ) -> Callable[[int], nn.Module]:  # Seed → a copy, each layer drawn anew by its own rule
     "A maker of untrained models like this one."
     if frozen := [*getattr(model, 'frozen_by_user', ())]:
-        raise ValueError(f"{len(frozen)} parameters of the model are frozen ({frozen[0]}, …), so their values came from "
-                         "elsewhere, and drawing them anew would make another model. Pass `new_model`, a function from "
-                         "a seed to an untrained model.")
+        raise ValueError(f"{len(frozen)} parameters of the model are frozen ({frozen[0]}, …), so their values came "
+                         "from elsewhere, and drawing them anew would make another model. Pass `new_model`, a function "
+                         "from a seed to an untrained model.")
     odd = [f'{m}.{p}'.lstrip('.') for m, module in model.named_modules() if not hasattr(module, 'reset_parameters')
            for p, _ in module.named_parameters(recurse=False)]
-    if odd: raise ValueError(f"The model has {len(odd)} parameters whose layers do not say how they begin ({odd[0]}, …: "
-                             "no `reset_parameters`). Pass `new_model`, a function from a seed to an untrained model.")
+    if odd:
+        raise ValueError(f"The model has {len(odd)} parameters whose layers do not say how they begin ({odd[0]}, …: no "
+                         "`reset_parameters`). Pass `new_model`, a function from a seed to an untrained model.")
     return lambda seed: reinit(model, seed)
 
 def _asked(data, members, forget, new_model):
@@ -201,7 +202,7 @@ def _joined(a, b):
 
 # %% ../nbs/engine/05_ensemble.ipynb #2c3d3492
 def gold_ensemble(
-    data: Any,                              # All images, `Images` or a map-style dataset; or a task: forget, then retain
+    data: Any,                              # All images, `Images` or a map-style dataset; or a task: forget, retain
     n: int,                                 # Models
     new_model: Callable[[int], nn.Module] | None = None,  # Seed → untrained model; None, of a task: `fresh_copies`
     recipe: str | Recipe = 'digits',        # Of all trainings: that of the original

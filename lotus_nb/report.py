@@ -177,7 +177,7 @@ def _nearest(s, mia):
            else f'no method comes nearer to gold than leaving the model as it is; {near} comes nearest')
     gap = 'it also has' if small == near else f'{small} has'
     return (f"by means alone, {who}, with {mia[near]:.0%}, and {gap} the smallest average gap "
-            f"({s.loc[small, ('avg_gap', 'mean')]:.3f}). Whether these differences are more than chance was not tested.")
+            f"({s.loc[small, ('avg_gap', 'mean')]:.3f}). Whether that is more than chance was not tested.")
 
 def faults_line(
     checks: pd.DataFrame | None,  # `checks.csv`, as `bench` wrote it
@@ -303,7 +303,8 @@ def table_html(
     def cell(row, v):
         top, v = v.endswith(mark), v.removesuffix(mark).strip()
         if not top: return f'<td>{_coloured(v)}</td>'
-        return f'<td class="best">{_coloured(v)}</td>' if firm is None or row in firm else f'<td>{_coloured(v, "u")}</td>'
+        bold = firm is None or row in firm
+        return f'<td class="best">{_coloured(v)}</td>' if bold else f'<td>{_coloured(v, "u")}</td>'
     below = lambda c: f'<small>{html.escape(under[c])}</small>' if c in under else ''
     head = '<tr><th></th>' + ''.join(f'<th>{html.escape(c)}{below(c)}</th>' for c in t) + '</tr>'
     rows = ''.join(f'<tr><td>{html.escape(str(k))}</td>' + ''.join(cell(k, v) for v in t.loc[k]) + '</tr>'
@@ -329,7 +330,8 @@ def bench_runs(
         with np.load(file, allow_pickle=False) as z: model = str(z['facts'][0])
         files = (Path(out)/'cells').glob(f'{glob.escape(f"{task}-{method}-s{seed}-")}*.json')
         found = [f for f in (json.loads(p.read_text())['facts'] for p in files) if f.get('model') == model]
-        rows += [{**f, 'task': task, 'method': method, 'seed': seed} for f in found[-1:] if method not in STYLE['first']]
+        if method not in STYLE['first']:
+            rows += [{**f, 'task': task, 'method': method, 'seed': seed} for f in found[-1:]]
     return pd.DataFrame(rows)
 
 def _asked_html(runs):
@@ -368,8 +370,9 @@ _FIGURES = {
                '(right). On the grey diagonal it guesses; gold shows where a model lies that never saw the images.',
                'ROC curves'),
     plot_class_accuracy: ('Accuracy on the forget images, class by class.', 'Dots for each class'),
-    plot_shift: ('How far the answers moved from the original, by part. Left of 0: less sure of the label than before. '
-                 'Retain and unseen images should stay where gold has them.', 'Densities of the change of log odds'),
+    plot_shift: ('How far the answers moved from the original, by part. Left of 0: less sure of the label than '
+                 'before. Retain and unseen images should stay where gold has them.',
+                 'Densities of the change of log odds'),
     plot_entropies: ('How sure the models are, on one scale: forgotten images should look like unseen ones.',
                      'Densities of entropy for forget, retain and unseen images')}
 
@@ -422,10 +425,11 @@ def _terms(names):
         f'<dt>{html.escape(title(k))}</dt><dd>{html.escape(v)}</dd>' for k, v in _TERMS.items() if k in set(names))
             + '</dl>')
 
-_SPREAD = """<p><small>Mean{span}. Below a title: its unit, and how many images it is made of{times}. {marked}</small></p>"""
+_SPREAD = ('<p><small>Mean{span}. Below a title: its unit, and how many images it is made of{times}. {marked}'
+           '</small></p>')
 _BOLD = 'Bold is best among the methods: nearest to gold, or lowest for gaps, divergences and time.'
-_FIRM = _BOLD.rstrip('.') + (', and within the margins in every check below. Underlined is best by its mean alone, which '
-                             'shows nothing: no difference between methods was tested.')
+_FIRM = _BOLD.rstrip('.') + (', and within the margins in every check below. Underlined is best by its mean alone, '
+                             'which shows nothing: no difference between methods was tested.')
 _STANDING = {'within': 'within the margins', 'undecided': 'not shown', 'beyond': 'told from gold'}
 
 _CHECKS_NOTE = """<p>Each model is held against gold, {over}: <span class="within">within</span> the margin (a larger
@@ -547,7 +551,8 @@ def checks_table(
     def mine(k):
         r = at[k, report.who]
         if r.outcome == 'none': return r.why
-        return f'{r.value:+.3f} ' + (f'[{r.low:+.3f}, {r.high:+.3f}]' if r.high < np.inf else f'[at least {r.low:+.3f}]')
+        span = f'{r.low:+.3f}, {r.high:+.3f}' if r.high < np.inf else f'at least {r.low:+.3f}'
+        return f'{r.value:+.3f} [{span}]'
     names, checks = [m for m in dict.fromkeys(c.model) if m != report.who], list(dict.fromkeys(c.check))
     said = lambda m: [at[k, m].outcome.replace('none', '–') for k in checks]
     return pd.DataFrame({report.who: said(report.who), 'value [90 %]': map(mine, checks),
@@ -638,7 +643,8 @@ _AUDITED = {
     'answers': 'Are answers about forget images distributed as gold\'s (KLoM), as near as golds among themselves?',
     'collateral': 'The same for the other images.',
     'shift': 'Do they stand above gold (residual confidence) or below it (over-forgotten)?',
-    'lower bound of ε': 'How far the answers are, at the least, from what no attacker could use; 0 shows nothing, and is silent.'}
+    'lower bound of ε': 'How far the answers are, at the least, from what no attacker could use. 0 shows nothing, and '
+                        'is silent.'}
 _MANY = {'noop': 'the originals left as they are: must be caught', 'gold2': 'retrained again: must pass',
          'destroyed': 'as sure as the originals, each image as another one, but of wrong answers: must fail utility',
          'cheat': 'all answers equally sure: must be caught'}
