@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
+from lotus_nb.evaluation import destroyed, equally_sure, judge
 from lotus_nb.metrics.accuracy import per_image
 from lotus_nb.metrics.core import get_metric, list_metrics, measure
 
@@ -37,6 +38,16 @@ def test_no_metric_holds_a_matrix(name, large):
     "5,000 × 1,000 in 64 bits are 19 pieces; RF-JSD may hold its matrices of classes by classes."
     matrices = 10*1000*1000*8 if name.startswith('rf_jsd') else 0
     assert peak(lambda: measure([name], **large, run=RUN)) < 12*PIECE + matrices
+
+
+def test_a_judgement_holds_one_control_at_a_time(large):
+    "Two controls at once, or one in 64 bits, are more than twice the evidence of a model."
+    found = {k: large[k] for k in ('new', 'original', 'gold')}
+    one = sum(z.nbytes for z in large['new'].logits.values())
+    judge(found, ['forget_accuracy'])                                        # what is imported and compiled on the way
+    assert peak(lambda: judge(found, ['forget_accuracy'])) < 1.3*one + 12*PIECE
+    both = lambda: [f(large['original']) for f in (destroyed, equally_sure)]
+    assert peak(both) > 1.9*one
 
 
 def test_a_whole_matrix_would_be_noticed(large):

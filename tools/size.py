@@ -44,6 +44,7 @@ def measured(name, scale):
     "All metrics of one model beside its references: seconds of each, and the peak of memory beyond the evidence."
     import numpy as np
 
+    from lotus_nb.evaluation import judge
     from lotus_nb.metrics.core import list_metrics, measure
     seen = {w: made(*SIZES[name], i, scale) for i, w in enumerate(WHO)}
     run = SimpleNamespace(seconds=1., cost={}, peak_bytes=1)
@@ -57,10 +58,24 @@ def measured(name, scale):
         measure([metric], **seen, run=run)
         rows[metric]['peak'] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
+    found = {k: e for k, e in seen.items() if k in ('new', 'original', 'gold')}
+    page = dict(zip(('processor', 'wall', 'peak'), spent(lambda: judge(found, ['forget_accuracy']))))
     whole = sum(len(a) for a in seen['new'].labels.values())
     return dict(images=whole, classes=int(SIZES[name][1]), stored=SIZES[name][2], evidence=own, largest=max(a.nbytes for a in seen['new'].logits.values()),
                 peak=max(r['peak'] for r in rows.values()), processor=sum(r['processor'] for r in rows.values()), wall=sum(r['wall'] for r in rows.values()),
-                resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024, float64=int(8*np.prod(seen['new'].logits['retain'].shape)), metrics=rows)
+                resident=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024, float64=int(8*np.prod(seen['new'].logits['retain'].shape)), one=sum(a.nbytes for a in seen['new'].logits.values()), metrics=rows, judge=page)
+
+
+def spent(run):
+    "Processor seconds, seconds, and the peak of memory of another run."
+    begun, wall = time.process_time(), time.perf_counter()
+    run()
+    took = time.process_time() - begun, time.perf_counter() - wall
+    tracemalloc.start()
+    run()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return *took, peak
 
 
 def main():
