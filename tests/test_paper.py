@@ -1,4 +1,5 @@
 """Published numbers are what was published, what is computed from them comes out, and numbers of different kinds do not meet: each such mix-up is put back, and a check fails."""
+import ast
 import base64
 import csv
 import io
@@ -18,7 +19,9 @@ import lotus_nb.paper as paper
 from mutants.common import rewritten
 
 SPEC = ROOT.parent/'shared'/'spec'/'paper_results.csv'
-PAGES = sorted((ROOT/'nbs'/'paper').glob('1[0-8]_*.ipynb'))
+FOLDER = ROOT/'nbs'/'paper'
+PAGES = sorted(FOLDER.glob('1[0-9]_*.ipynb'))                                          # tables, figures, sections
+WITH_TABLES = [*(p for n in (1, 3, 4, 5) for p in FOLDER.glob(f'{n:02}_*.ipynb')), *PAGES]
 SETTING = dict(model='ResNet18', dataset='CIFAR-10', forget_fraction='0.1')
 NOTEBOOK = dict(source='notebook', table='results.ipynb[2]')
 
@@ -145,6 +148,55 @@ def filled(root):
     return paper.side_by_side(paper.published(**NOTEBOOK, method='LoTUS', root=root), root=root).set_index('metric')
 
 
+def check_recipe(root):
+    "Defective models that were evaluated rightly are in neither column, and kept."
+    right = made(methods=['lotus-published-recipe', 'noop-published-recipe']).assign(value=lambda f: f.value/2)
+    store(root, 'resnet18-cifar10-10', pd.concat([made(), right]))
+    run = paper.stored('resnet18-cifar10-10', root)
+    assert set(run.rows.method) == {'noop', 'gold', 'lotus'} and set(run.as_published.method) == {'lotus'}
+    assert set(run.published_recipe.method) == {'lotus', 'noop'} and (run.published_recipe.query("metric == 'mia_entropy'").value < .5).all()
+    assert abs(filled(root).described_mean['mia_acc'] - .808) < 1e-9
+
+
+def vit(root): return paper.side_by_side(paper.published(source='supplement', table='Table 4', model='ViT', dataset='CIFAR-10', method='LoTUS', root=root), root=root)
+
+
+def check_stand_ins(root):
+    "What is nearly of a setting has lines of its own, and no difference to the printed number unless only the split is another."
+    store(root, 'vit_random-cifar10-10', made())
+    store(root, 'vit-cifar10-10-first-k', made().assign(value=lambda f: f.value.where(f.metric != 'mia_entropy', .9)))
+    side = vit(root)
+    lines = side[side.metric == 'mia_acc'].set_index('stand_in')
+    assert list(lines.index) == ['', paper.FIXED_SPLIT, 'ViT from random weights']
+    assert np.isnan(lines.described_mean['']) and lines.printed[''] == lines.printed[paper.FIXED_SPLIT] and np.isnan(lines.printed['ViT from random weights'])
+    assert abs(lines.described_mean['ViT from random weights'] - .808) < 1e-9 and np.isnan(lines.described_minus_printed['ViT from random weights'])
+    assert abs(lines.described_minus_printed[paper.FIXED_SPLIT] - (.9 - lines.printed[''])) < 1e-9
+    assert abs(lines.published_minus_described['ViT from random weights'] + .1) < 1e-9
+    t = paper.shown(side)
+    assert list(t.index) == [(s, 'LoTUS') for s in ('ViT CIFAR-10', "ViT CIFAR-10 (the paper's fixed split)", 'ViT CIFAR-10 (ViT from random weights)')]
+    ours = t['ours, as described (a GPU)', 'MIA']
+    assert ours.iloc[0] == 'not run' and ours.iloc[2].startswith('0.808') and t['printed', 'MIA'].iloc[2] == '–' == t['as described − printed', 'MIA'].iloc[2]
+    said = paper.not_run(side, 'table4')
+    assert said.startswith('Not run either way: vit-cifar10-10. ') and 'vit_random-cifar10-10 (ViT from random weights)' in said
+
+
+def test_stand_ins_have_lines_of_their_own(root): check_stand_ins(root)
+
+
+def test_a_run_of_the_published_recipe_is_no_method(root): check_recipe(root)
+
+
+def test_names_of_stand_ins_are_those_that_runs_get():
+    "Each name comes out of the protocol's cells, and nothing that the stated commands make is left out of the tables."
+    from dataclasses import replace
+    from lotus_nb.protocol import cells_of
+    for scale in ('full', 'fast'):
+        for split in ('random', 'first-k'):
+            for c in cells_of(scale=scale, split=split):
+                for d in (c, replace(c, model='vit_random')) if c.model == 'vit' else (c,):
+                    assert d.name == c.base or d.name in paper.stand_ins(c.base), d.name
+
+
 def check_side(root):
     "A stored run fills the columns, in the printed unit."
     store(root, 'resnet18-cifar10-10', made())
@@ -191,6 +243,7 @@ def check_no_other_network(root):
     side = paper.side_by_side(paper.published(source='supplement', table='Table 4', root=root), root=root)
     assert side.described_mean.isna().all()
     assert all('ResNet-20' in c[0] for c in paper.elsewhere('cifar10', root=root))
+    assert not {n for n in paper.ELSEWHERE} & {paper.run_name('ResNet18', 'CIFAR-10', '0.1'), *paper.stand_ins('resnet18-cifar10-10')}
 
 
 def test_no_other_network_fills_a_cell(root): check_no_other_network(root)
@@ -220,6 +273,105 @@ def test_names_of_runs():
     names = {paper.run_name(*k) for k in zip(df.model, df.dataset, df.forget_fraction)}
     assert {'resnet18-cifar10-10', 'vit-cifar100-50', 'resnet18-mufac', 'vit-b16-imagenet1k', 'resnet18-cifar100-beaver'} <= names
     assert len(names) == len(set(zip(df.model, df.dataset, df.forget_fraction))) and all(re.fullmatch('[a-z0-9-]+', n) for n in names)
+
+
+# Another network, another data set.
+
+COLUMNS = ('mia_entropy', 'forget_accuracy', 'retain_accuracy', 'test_accuracy', 'avg_gap', 'jsd', 'rf_jsd')
+REGISTERED = [m for m in paper.METHODS.values()]
+
+
+def switches(methods=REGISTERED, seeds=range(10), **change):
+    "Rows as `tools/reproduce.py` writes them, of all defects; and one of a single defect, which no column of these tables holds."
+    small = {'jsd': 1e-3, 'rf_jsd': 1e-2}
+    rows = [dict(defect='as published', method=m, column=k, off=.5 + .01*s, on=small.get(k, .4 + .02*s), seed=s) for m in methods for s in seeds for k in COLUMNS]
+    return pd.DataFrame([*rows, dict(defect='train mode', method='lotus', column='mia_entropy', off=.9, on=.9, seed=0)]).assign(**change)
+
+
+def switch(root, name, rows, note=True):
+    (root/'reproduce').mkdir(exist_ok=True)
+    rows.to_csv(root/'reproduce'/f'{name}.csv', index=False)
+    if note: (root/'reproduce'/f'{name}.json').write_text(json.dumps(dict(device_name='a processor')))
+
+
+def check_elsewhere_absent(root):
+    "Nothing is there; then only the methods as described. What is missing says so, and names the command."
+    for name in ('digits', 'cifar10', 'reproduce'): shutil.rmtree(root/name, ignore_errors=True)
+    t = paper.elsewhere('digits', root=root)
+    assert set(t.values.ravel()) == {'not run'}
+    assert [c[1] for c in t] == ['as described (to run: python tools/results.py digits)', 'as published (to run: python tools/reproduce.py digits)', 'as published − as described']
+    for name in ('digits', 'cifar10'): shutil.copytree(ROOT/'results'/name, root/name, dirs_exist_ok=True)
+    for name, command in (('digits', 'python tools/reproduce.py digits'), ('cifar10', 'python tools/reproduce.py cifar10 --root FOLDER')):
+        if name == 'cifar10': switch(root, name, switches().query("defect != 'as published'"))           # a file without these rows
+        t = paper.elsewhere(name, root=root)
+        assert [c[1] for c in t] == ['as described', f'as published (to run: {command})', 'as published − as described'], name
+        assert set(t.iloc[:, 1]) == set(t.iloc[:, 2]) == {'not run'} and 'not run' not in set(t.iloc[:, 0])
+    assert paper.elsewhere('digits', root=root).loc[('MIA', 'LoTUS')].iloc[0].count('[') == 1 and '(n=10)' in paper.elsewhere('digits', root=root).iloc[0, 0]
+    assert '[' not in paper.elsewhere('cifar10', root=root).iloc[0, 0]                                   # one seed has no interval
+
+
+def check_elsewhere_present(root):
+    "Both kinds, their difference by pairs, interval, seeds, device; other models' rows do not come in."
+    shutil.copytree(ROOT/'results'/'digits', root/'digits', dirs_exist_ok=True)
+    switch(root, 'digits', switches())
+    printed = paper.published(source='supplement', table='Table 4', model='ResNet18', dataset='CIFAR-10', root=root)
+    t = paper.elsewhere('digits', printed=printed, root=root)
+    assert [c[1] for c in t] == ['', 'as described', 'as published', 'as published − as described']
+    assert t.columns[0][0] == 'printed: ResNet18, CIFAR-10, 10 % to forget' and all('BatchNorm' in c[0] and c[0].endswith('; a processor') for c in t.columns[1:])
+    assert t.loc[('MIA', 'LoTUS')].tolist() == ['0.83 ± 0.01', '0.545 ± 0.030 [0.523, 0.567] (n=10)', '0.490 ± 0.061 [0.447, 0.533] (n=10)', '-0.055 ± 0.030 [-0.077, -0.033] (n=10)']
+    assert t.loc[('JSD', 'LoTUS')].tolist()[2:] == ['10.00 ± 0.00 [10.00, 10.00] e-4 nats/N (n=10)', 'another quantity']
+    switch(root, 'digits', switches(methods=['noop', 'gold', 'lotus'], seeds=[0, 1]))
+    t = paper.elsewhere('digits', root=root)
+    assert t.loc[('MIA', 'LoTUS')].iloc[0] == '0.505 ± 0.007 (n=2)' and set(t.loc[('MIA', 'SSD')]) == {'not run'}
+    assert [c[1] for c in t][:2] == [f'{k} (to run: python tools/reproduce.py digits)' for k in ('as described', 'as published')]
+
+
+def check_same_models(root):
+    "CIFAR-10 is of the same models, so that a method that is only there as described is shown; what is never measured as published is a dash."
+    shutil.copytree(ROOT/'results'/'cifar10', root/'cifar10', dirs_exist_ok=True)
+    switch(root, 'cifar10', switches(methods=['noop', 'gold', 'lotus'], seeds=[0]))
+    t = paper.elsewhere('cifar10', ['mia_entropy', 'seconds'], root=root)
+    assert t.loc[('MIA', 'LoTUS')].tolist() == ['0.500 (n=1)', '0.400 (n=1)', '-0.100 (n=1)']
+    assert t.loc[('MIA', 'SSD')].iloc[0] != 'not run' == t.loc[('MIA', 'SSD')].iloc[1]
+    assert t.loc[('Seconds', 'SSD')].tolist()[1:] == ['–', '–'] and [c[1] for c in t][0] == 'as described'
+
+
+def test_what_is_absent_elsewhere(root): check_elsewhere_absent(root)
+
+
+def test_what_is_present_elsewhere(root): check_elsewhere_present(root)
+
+
+def test_the_same_models_elsewhere(root): check_same_models(root)
+
+
+@pytest.mark.parametrize('rows, note, words', [
+    (lambda: switches().drop(columns='seed'), True, 'no column seed'), (switches, False, 'nobody can say'),
+    (lambda: pd.concat([switches()]*2), True, 'two values'), (lambda: switches(on=50.), True, 'A share lies in'), (lambda: switches(off=np.nan), True, 'cannot be')])
+def test_spoilt_switches_are_refused(root, rows, note, words):
+    switch(root, 'digits', rows(), note)
+    with pytest.raises(ValueError, match=words): paper.elsewhere('digits', root=root)
+
+
+def test_titles_of_stored_switches_are_true():
+    "What the headings say about the models in `results/reproduce` is what its notes say."
+    for name, p in paper.ELSEWHERE.items():
+        file = ROOT/'results'/'reproduce'/f'{name}.json'
+        if paper.switched(name) is None: continue
+        note = json.loads(file.read_text())
+        assert note['command'].split(' --')[0] == p.switch.split(' --')[0]
+        assert ('ResNet-20' if name == 'cifar10' else 'BatchNorm') in note['model'] and ('BatchNorm' in p.switched) == (name == 'digits')
+        if 'retain_images' in note: assert f"{note['retain_images']:,} images to retain" in p.switched
+        assert set(paper.switched(name).metric) >= {'mia_entropy', 'avg_gap'}
+
+
+@pytest.mark.parametrize('name, share', [('digits-50', 200), ('digits-class-3', None)])
+def test_more_to_forget(name, share):
+    rows, note = paper.stored(name).rows, paper.stored(name).note
+    assert rows.seed.nunique() == 10 and len(set(note['forget_ids'].values())) == 10 and all('+' not in m for m in note['made'])
+    assert set(rows.method) == set(paper.stored('digits').rows.method) and note['command'].startswith('python tools/results.py digits --forget')
+    if share: assert (rows[rows.metric == 'jsd'].n == share).all()
+    else: assert (rows[(rows.metric == 'forget_accuracy') & (rows.method == 'gold')].value == 0).all()
 
 
 # Export.
@@ -268,14 +420,71 @@ def test_downloads_hold_the_same_text(tmp_path):
 
 
 @pytest.mark.parametrize('page', PAGES, ids=[p.stem for p in PAGES])
-def test_pages_export_their_tables_and_name_the_command(page):
+def test_pages_name_the_table_and_the_command(page):
     cells = read_nb(page).cells
     text = '\n'.join(c.source for c in cells) + json.dumps([c.get('outputs') for c in cells if c.cell_type == 'code'])
-    assert 'export(' in text and re.search(r'\*\*Which (table|tables|figure|section)\.\*\*', text)
-    if not page.stem.startswith('18'): assert 'lotus-nb paper --item' in text and re.search('not run', text, re.I)     # 18 has nothing to run
+    assert re.search(r'\*\*Which (table|tables|figure|section)\.\*\*', text)
+    if not page.stem.startswith('18'): assert 'lotus-nb paper --item' in text and re.search('not run|have been run', text, re.I)     # 18 has nothing to run
 
 
-def test_there_is_a_page_for_each_item(): assert [p.stem[:2] for p in PAGES] == [str(i) for i in range(10, 19)]
+def root_of(node):
+    "What an expression is a view of: a name without the methods, attributes and indices behind it, or a call with its arguments."
+    while isinstance(node, (ast.Attribute, ast.Subscript)) or isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        node = node.func.value if isinstance(node, ast.Call) else node.value
+    return ast.unparse(node)
+
+
+def calls(tree, name): return [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == name]
+
+
+def shows_table(cell): return any('<table' in ''.join(o.get('data', {}).get('text/html', '')) for o in cell.get('outputs') or [])
+
+
+def not_exported(cells):
+    "Displayed tables that cannot be taken along; and the number of displayed ones."
+    code = [(c, ast.parse(re.sub(r'^[%!].*$', '', c.source, flags=re.M))) for c in cells if c.cell_type == 'code' and c.source.strip()]
+    taken = {root_of(n.args[0]) for _, tree in code for n in calls(tree, 'export')}
+    shown = [(c, tree) for c, tree in code if shows_table(c)]
+    views = [v for c, tree in shown for v in ([a for n in calls(tree, 'display') for a in n.args] or [tree.body[-1].value])]
+    return [ast.unparse(v) for v in views if root_of(v) not in taken], len(views)
+
+
+@pytest.mark.parametrize('page', WITH_TABLES, ids=[p.stem for p in WITH_TABLES])
+def test_every_displayed_table_is_exported(page):
+    left, shown = not_exported(read_nb(page).cells)
+    assert left == [] and shown > 0
+
+
+def test_a_table_without_export_is_seen():
+    for page in WITH_TABLES:
+        cells = read_nb(page).cells
+        last = [c for c in cells if c.cell_type == 'code' and c.source.startswith('export(')][-1]
+        gone = {root_of(n.args[0]) for n in calls(ast.parse(last.source), 'export')}
+        again = {root_of(n.args[0]) for c in cells if c is not last and c.cell_type == 'code' for n in calls(ast.parse(c.source), 'export')}
+        left, _ = not_exported([c for c in cells if c is not last])
+        assert {root_of(ast.parse(v).body[0].value) for v in left} == gone - again and gone - again, page.stem
+
+
+def test_exports_have_names_of_their_own():
+    names = [ast.unparse(n.args[1]) for p in WITH_TABLES for c in read_nb(p).cells if c.cell_type == 'code' for n in calls(ast.parse(c.source), 'export')]
+    assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
+
+
+def test_there_is_a_page_for_each_item():
+    from lotus_nb.protocol import ITEMS
+    assert [p.stem[:2] for p in PAGES] == [str(i) for i in range(10, 20)]
+    text = ''.join(p.read_text(encoding='utf-8') for p in sorted(FOLDER.glob('*.ipynb')))
+    assert [i for i in ITEMS if not re.search(rf"(--item |'){i}\b", text)] == []
+
+
+def test_one_order_of_methods():
+    "Registered methods stand in the order of the figures, wherever they are rows."
+    from lotus_nb.figures import method_order
+    for t in (paper.shown(paper.side_by_side(paper.published(source='cvpr2025_main', table='Table 1'))), paper.elsewhere('digits'), paper.elsewhere('cifar10')):
+        for _, part in t.groupby(level=0, sort=False):
+            ours = [paper.METHODS[m] for m in part.index.get_level_values(1) if m in paper.METHODS]
+            assert ours == method_order(ours) and len(ours) > 8
+    assert paper.in_order(['LoTUS', 'SalUn', 'Original', 'Finetuning']) == ['Original', 'Finetuning', 'SalUn', 'LoTUS']
 
 
 # Mix-ups, put back.
@@ -314,12 +523,22 @@ MIXUPS = {
     'retain and test accuracy swapped': (lambda: both(measure('retain_acc', ours='test_accuracy'), measure('test_acc', ours='retain_accuracy')), check_side),
     'another method in the row of LoTUS': (lambda: patch.dict(paper.METHODS, {'LoTUS': 'noop', 'Original': 'lotus'}), check_side),
     'as published in the described column': (lambda: rewritten(paper, 'our_runs', "join('rows'), join('as_published')", "join('as_published'), join('rows')"), check_side),
-    'a difference of times of two devices': (lambda: rewritten(paper, 'side_by_side', ".where(fair)", ""), check_side),
+    'a difference of times of two devices': (lambda: rewritten(paper, 'side_by_side', ".where(no_time)", ""), check_side),
     'the standard error for the deviation': (lambda: rewritten(paper, '_means', "sd=('value', 'std')", "sd=('value', 'sem')"), check_side),
     'divergences at another N': (lambda: rewritten(paper, '_cell', '> .01*n', '> 9*n'), check_refuses_other_size),
     'rows in percent': (lambda: rewritten(paper, 'check_rows', '.between(0, 1)', '.between(0, 100)'), check_refuses_percent),
     'Table 4 of either version': (lambda: rewritten(paper, 'published', '.gt(1).any()', '.gt(9).any()'), check_names_the_source),
     'a ResNet-20 in the row of a ResNet-18': (lambda: rewritten(paper, 'run_name', 'return f"', 'if dataset == "CIFAR-10": return "cifar10"\n    return f"'), check_no_other_network),
+    'defective models, rightly evaluated, as methods': (lambda: patch.object(paper, 'PUBLISHED_RECIPE', '-no such label'), check_recipe),
+    'a ViT from random weights beside the printed number': (lambda: rewritten(paper, '_lines', "if other == FIXED_SPLIT", "if other"), check_stand_ins),
+    'stand-ins overlooked': (lambda: rewritten(paper, 'our_runs', "(name, *stand_ins(name))", "(name,)"), check_stand_ins),
+    'on and off swapped': (lambda: rewritten(paper, '_three', "rows.on - rows.off", "rows.off - rows.on"), check_elsewhere_present),
+    'the column of the other': (lambda: rewritten(paper, '_three', "_over_seeds(rows.off, digits)", "_over_seeds(rows.on, digits)"), check_elsewhere_present),
+    'nats minus nats over N': (lambda: rewritten(paper, '_three', "'another quantity' if metric in _THEIRS else ", ""), check_elsewhere_present),
+    'one defect for all of them': (lambda: rewritten(paper, 'switched', "rows.defect == 'as published'", "rows.defect != 'as published'"), check_elsewhere_present),
+    'rows of another network beside': (lambda: rewritten(paper, 'elsewhere', "(place.same or both is None)", "True"), check_elsewhere_present),
+    'an interval from two seeds': (lambda: rewritten(paper, '_over_seeds', "if n > 2", "if n > 1"), check_elsewhere_present),
+    'not run without a command': (lambda: rewritten(paper, 'elsewhere', "(f' (to run: {command})' if 'not run' in texts else '')", "''"), check_elsewhere_absent),
     'signed gaps': (lambda: rewritten(paper, 'gaps', '.abs().round(2)', '.round(2)'), check_arithmetic),
     'gaps from printed gaps only': (lambda: rewritten(paper, 'gaps', "by_mean.mean(axis=1)", "by_gap.mean(axis=1)"), check_arithmetic),
     'gold always among the points': (lambda: rewritten(paper, 'correlation', 'w.drop([m for m in leave if m in w.index])', 'w'), check_correlations),
