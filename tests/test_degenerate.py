@@ -12,17 +12,21 @@ import pytest
 import lotus_nb.metrics.attacks as attacks
 import lotus_nb.metrics.divergence as divergence
 import lotus_nb.metrics.ensembles as ensembles
+import lotus_nb.metrics.further as further
 import lotus_nb.metrics.mia as mia
 import lotus_nb.metrics.stats as stats
+import lotus_nb.metrics.stress as stress
 from lotus_nb.metrics.accuracy import check_same_images, per_image
 from lotus_nb.metrics.core import Evidence, get_metric, list_metrics, measure
 
-SIZES = dict(forget=30, retain=120, val=40, test=50)
+SIZES = dict(forget=30, retain=120, val=40, test=110)
 K = 5
 WHO = ('new', 'original', 'gold', 'random')
 RUN = SimpleNamespace(seconds=1., cost=dict(forward=1, backward=1, steps=1, seen_forget=1, seen_retain=1), peak_bytes=1)
-HALVES, KIT = (2, ('test',)), (6, ('forget', 'test'))
-NEED_IMAGES = {'mia_confidence': HALVES, 'mia_class_entropy': HALVES, 'mia_modified_entropy': HALVES, 'mia_kit': KIT, 'mia_kit_unseen': (6, ('val', 'test'))}   # NaN below, as their pages say
+HALVES, ALARMS = (2, ('test',), 'needs at least 2'), (100, ('test',), 'cannot show a false alarm rate of 0.01')
+NEED_IMAGES = {'mia_confidence': HALVES, 'mia_class_entropy': HALVES, 'mia_modified_entropy': HALVES, 'mia_kit': (6, ('forget', 'test'), 'needs at least 6'), 'mia_kit_unseen': (6, ('val', 'test'), 'needs at least 6'),
+               'tpr_loss': ALARMS, 'tpr_entropy': ALARMS, 'tpr_modified_entropy': ALARMS, 'tpr_loss_unseen': ALARMS}   # least number of images, of which parts, and what is said below it
+RF = {'rf_jsd', 'rf_jsd_as_published', 'rf_jsd_gap', 'rf_jsd_gap_as_published'}                # compare classes that occur both in forget and in test
 BOUNDS = {'share': (0, 1), 'nats': (0, math.inf), 'bits': (0, 1), 'distance': (0, 2**.5)}
 
 
@@ -79,26 +83,27 @@ def test_every_metric_has_a_value_or_a_reason(case):
     assert all(len(m) > 15 for m in missing.values()), missing
     for name, v in values.items():
         m = get_metric(name)
-        least, of = NEED_IMAGES.get(name, (0, m.parts))
-        if any(len(seen['new'].labels[p]) < least for p in of): assert math.isnan(v), (name, v); continue
         assert math.isfinite(v), (name, v)
         low, high = BOUNDS.get(m.unit, (-math.inf, math.inf))
         assert low - 1e-9 <= v <= high + 1e-9, (name, v, m.unit)
-    refused = {n for n in missing if n not in others}
-    assert refused <= ({'rf_jsd', 'rf_jsd_as_published'} if case in ('forget and test of different classes', 'one image of each part') else set()), (case, missing)
+    refused, few = {n for n in missing if n not in others}, {n: words for n, (least, of, words) in NEED_IMAGES.items() if any(len(seen['new'].labels[p]) < least for p in of)}
+    assert set(few) <= refused and all(words in missing[n] for n, words in few.items()), (case, missing)
+    assert refused - set(few) <= (RF if case in ('forget and test of different classes', 'one image of each part') else set()), (case, missing)
 
 
 @pytest.mark.parametrize('case, expected', [
     ('constant logits', dict(auc_loss=.5, auc_entropy=.5, auc_modified_entropy=.5, tpr_loss=0, tpr_entropy=0, tpr_modified_entropy=0, auc_loss_unseen=.5, mia_loss=.5, mia_confidence=.5,
-                             mia_modified_entropy=.5, mia_kit=.5, mia_entropy=0, jsd=0, zrf=1, avg_gap=0, tow=1, churn=0)),
+                             mia_modified_entropy=.5, mia_kit=.5, mia_entropy=0, mia_entropy_unseen=0, jsd=0, zrf=1, avg_gap=0, rf_jsd_gap=0, tow=1, churn=0)),
     ('the same logits for all', dict(auc_entropy=.5, tpr_entropy=0, mia_class_entropy=.5, jsd=0, zrf=1)),
     ('saturated and right', dict(forget_accuracy=1, auc_loss=.5, auc_modified_entropy=.5, tpr_loss=0, mia_loss=.5, mia_kit=.5, mia_entropy=0, jsd=0, zrf=1)),
     ('saturated and wrong', dict(forget_accuracy=0, auc_loss=.5, auc_modified_entropy=.5, tpr_loss=0, mia_loss=.5, jsd=0)),
     ('one class among the labels', dict(mia_correctness=None, rf_jsd=None)),
-    ('the same model everywhere', dict(jsd=0, jsd_as_published=0, zrf=1, zrf_as_published=1, avg_gap=0, tow=1, tow_mia=1, churn=0, activation_distance=0)),
+    ('one image of each part', dict(auc_loss=None, mia_entropy_unseen=None)),
+    ('the same model everywhere', dict(rf_jsd_gap=0, rf_jsd_gap_as_published=0, jsd=0, jsd_as_published=0, zrf=1, zrf_as_published=1, avg_gap=0, tow=1, tow_mia=1, churn=0, activation_distance=0)),
 ])
 def test_values_where_the_limit_is_known(case, expected):
-    rows, _ = measure(list(expected), **CASES[case], run=RUN)
+    rows, missing = measure(list(expected), **CASES[case], run=RUN)
+    assert not missing or set(missing) <= RF, missing
     for name, v in zip(rows.metric, rows.value):
         if expected[name] is not None: assert v == pytest.approx(expected[name], abs=1e-12), (name, v)
 
@@ -156,7 +161,7 @@ def without(ev, part): return Evidence(*({p: v for p, v in d.items() if p != par
 
 def compared(part):
     "Metrics that set another model's answers about a part beside the new one's."
-    only = {'rf_jsd': (), 'rf_jsd_as_published': (), 'aus': ('test',)}   # RF-JSD: forget images of one, test images of the other, meant to differ
+    only = {'rf_jsd': (), 'rf_jsd_as_published': (), 'rf_jsd_gap': ('forget',), 'rf_jsd_gap_as_published': ('forget',), 'aus': ('test',)}   # RF-JSD: forget images of one, test images of the other, meant to differ
     return [n for n in list_metrics() if part in only.get(n, get_metric(n).parts) and {'new'} < set(get_metric(n).refs) <= set(WHO)]
 
 
@@ -174,12 +179,12 @@ def test_misaligned_evidence_is_not_compared(part, spoilt):
 
 def test_rf_jsd_without_test_images_of_the_original():
     seen = {**CASES['ordinary'], 'original': without(CASES['ordinary']['original'], 'test')}
-    rows, missing = measure(['rf_jsd', 'rf_jsd_as_published'], **seen)
+    rows, missing = measure(sorted(RF), **seen)
     assert rows.empty and all('no test images' in m for m in missing.values())
 
 
 def test_other_numbers_of_classes_or_images():
-    a, b = evidence(0), evidence(1, k=4)
+    a, b = (evidence(0, k=k, label=lambda p, y: 0*y) for k in (K, 4))
     for f in (divergence.jsd, divergence.zrf):
         with pytest.raises(ValueError, match=r'`q` is \(\d+, 4\)'): f(a, b)
     with pytest.raises(ValueError, match='different retain images'): check_same_images('retain', a, evidence(1, sizes={**SIZES, 'retain': 5}))
@@ -262,7 +267,17 @@ MEMBERS[::2] = True
     (lambda: ensembles.rmia(phi(), ~MEMBERS, phi(n=1), ~MEMBERS[:, :1]), 'all must be about the same images'),
     (lambda: ensembles.rmia(phi(), ~MEMBERS, phi(), 0*MEMBERS), 'no reference that was not trained'),
     (lambda: ensembles.rmia(phi(), 0*MEMBERS, phi(), ~MEMBERS), 'has seen all images'),
-    (lambda: ensembles.memorisation(np.full((M, N), np.nan), MEMBERS), 'True and False'),
+    (lambda: ensembles.rmia(phi(), 2*(~MEMBERS).astype(int), phi(), ~MEMBERS), '`never` must hold nothing but True and False'),
+    (lambda: ensembles.rmia(phi(), ~MEMBERS, phi(), np.where(MEMBERS, np.nan, 1)), '`out` must hold nothing but True and False'),
+    (lambda: ensembles.rmia(phi(), ~MEMBERS, phi(), ~MEMBERS | True, a=1.5), '`a` is 1.5'), (lambda: ensembles.rmia(phi(), ~MEMBERS, phi(), ~MEMBERS | True, gamma=np.nan), '`gamma` is nan'),
+    (lambda: ensembles.ulira_privacy(phi(), np.where(MEMBERS, 1, np.nan), MEMBERS), '`members` must hold nothing'), (lambda: ensembles.ulira_efficacy(phi(), phi(), 3*MEMBERS), '`forget` must hold nothing'),
+    (lambda: ensembles.likelihood_ratio(phi(), 5*MEMBERS.astype(int)), 'nothing but 1, 0 and -1'), (lambda: ensembles.kernel_densities(phi(), 2*MEMBERS), '`where` must hold nothing'),
+    (lambda: ensembles.ulira_privacy(phi(), MEMBERS, MEMBERS, folds=4).tpr(.0001), 'A fold has 12 pairs never known, which cannot show a false alarm rate of 0.0001; the smallest is 1/12'),
+    (lambda: ensembles.shrunk_normals(phi(), prior=-1), '`prior` is -1'), (lambda: ensembles.klom_normal(phi(), phi(), prior=-1.), '`prior` is -1'), (lambda: ensembles.klom(phi(), phi(), bins=0), '`bins` is 0'),
+    (lambda: ensembles.epsilon_certified(phi(), phi(), alpha=0), '`alpha` is 0'), (lambda: ensembles.epsilon_certified(phi(), phi(), alpha=1.), '`alpha` is 1'),
+    (lambda: ensembles.epsilon_certified(phi(), phi(), delta=2), '`delta` is 2'), (lambda: ensembles.epsilon_as_published(phi(), phi(), delta=np.nan), '`delta` is nan'),
+    (lambda: ensembles.completeness(phi(), phi(), phi(), least=np.nan), '`least` is nan'), (lambda: ensembles.beside_floor(ensembles.klom, phi(), phi(), repeats=0), '`repeats` is 0'),
+    (lambda: ensembles.memorisation(np.full((M, N), np.nan), MEMBERS), 'True and False'), (lambda: ensembles.memorisation(MEMBERS, np.where(MEMBERS, np.nan, 1)), '`trained` must hold nothing'),
     (lambda: ensembles.memorisation(MEMBERS, MEMBERS | True), 'for all models or for none'),
     (lambda: ensembles.memorisation(MEMBERS[:, 0], MEMBERS[:, 0]), 'must be'),
     (lambda: ensembles.strata(np.array([1, 2, np.nan, 4]), 1), '1 of 4 scores are NaN'),
@@ -288,6 +303,30 @@ def test_rmia_of_constant_and_saturated_answers():
     for v in (0., 1e4, -1e4): assert (ensembles.rmia(np.full((M, N), v), never, np.full((M, N), v), never | True) == 1).all()         # ties count, as published
 
 
+def test_masks_of_zeros_and_ones_are_masks():
+    never, other = np.tile(np.arange(N) < 3, (M, 1)), phi()
+    own, references = phi(), phi()
+    as_bool = ensembles.rmia(own, never, references, never | True)
+    assert (ensembles.rmia(own, never.astype(int), references, (never | True).astype(float)) == as_bool).all() and as_bool.max() <= 1
+    assert ensembles.ulira_privacy(other, MEMBERS.astype(np.int8), MEMBERS.astype(float), folds=4).auc() == ensembles.ulira_privacy(other, MEMBERS, MEMBERS, folds=4).auc()
+
+
+def test_a_rate_that_few_pairs_can_show():
+    game = ensembles.ulira_privacy(phi(), MEMBERS, MEMBERS, folds=4)              # 12 pairs of a fold were never known
+    assert 0 <= game.tpr(1/12) <= 1
+    with pytest.raises(ValueError, match='1/12 = 0.0833'): game.tpr(1/12 - 1e-6)
+    with pytest.raises(ValueError, match='1/6'): game.tpr(.1, images=range(3))
+
+
+def test_the_table_of_attacks_says_what_it_has():
+    ev = CASES['one image of each part']['new']
+    table = attacks.attacks(ev)
+    assert table.index[0] == 'entropy (paper)' and table[['n_forget', 'n_unseen', 'n_test']].eq(1).all(axis=None)
+    assert table[['tpr', 'tpr_unseen']].isna().all(axis=None) and table.loc['kit', ['published', 'unseen']].isna().all() and table[['auc', 'auc_unseen']].notna().all(axis=None)
+    table = attacks.attacks(CASES['ordinary']['new'])
+    assert table.notna().all(axis=None) and table.loc['loss', ['n_forget', 'n_unseen', 'n_test']].tolist() == [30, 40, 110]
+
+
 # Numbers, in place of evidence
 
 @pytest.mark.parametrize('act, words', [
@@ -300,6 +339,17 @@ def test_rmia_of_constant_and_saturated_answers():
     (lambda: stats.interval(np.mean, np.ones(9)), 'no spread'), (lambda: stats.interval(np.mean, np.array([1, np.nan, 2])), 'not a number'), (lambda: stats.interval(np.mean, np.ones(1)), 'at least 2'),
     (lambda: stats.crossed_interval(np.mean, np.ones((4, 4)), resamples=9), 'no spread'), (lambda: stats.crossed_interval(np.mean, np.full((4, 4), np.nan), resamples=9), 'no spread'),
     (lambda: stats.gold_band([1., 2.]), 'at least 3'), (lambda: stats.equivalence([0., .1], np.nan), 'above 0'), (lambda: stats.equivalence([0., .1], np.inf), 'finite'),
+    (lambda: attacks.tpr_at(np.ones(5), np.ones(5)), '5 images never seen cannot show a false alarm rate of 0.01; the smallest above 0 that they can show is 1/5 = 0.2'),
+    (lambda: attacks.tpr_at([1.], [1.]), '1 image never seen'), (lambda: attacks.svc_attack(np.ones(5), np.ones(5), np.ones(5), bins=0), '`bins` is 0'),
+    (lambda: attacks.song_mittal(CASES['one image of each part']['new'], 'margin'), 'needs at least 2'), (lambda: attacks.mia_kit(CASES['two images of each part']['new']), 'are 2 images of one kind'),
+    (lambda: divergence.ag_as_published(R.normal(size=(9, 4)), np.full((9, 4), .25)), 'Did you pass logits'), (lambda: divergence.ag_as_published(np.full((9, 4), .25), np.full((9, 4), np.nan)), 'Rows of `q` must sum to 1'),
+    (lambda: divergence.ag_as_published(np.zeros((0, 4)), np.zeros((0, 4))), 'at least one row'), (lambda: divergence.divergence(np.zeros((0, 4)), np.zeros((0, 4))), 'at least one row'),
+    (lambda: divergence.ag_as_published(np.full((9, 4), .25), np.full((9, 4), .25), eps=0), '`eps` is 0'),
+    (lambda: further.avg_gap_as_published(np.full((2, 3), .5), np.full((2, 3), .5)), r'must be \(seeds, 4\)'), (lambda: further.avg_gap_as_published([[.5, .5, .5, np.nan]], [[.5]*4]), '1 of 4 values of `new` are no shares'),
+    (lambda: further.avg_gap_as_published([[.5]*4], [[50.]*4]), '4 of 4 values of `gold` are no shares'), (lambda: further.avg_gap_by_seed([[.5, .5, .5, np.inf]], [[.5]*4]), 'no shares'),
+    (lambda: further.avg_gap_by_seed(np.zeros((0, 4)), np.zeros((0, 4))), 'must be'), (lambda: further.avg_gap_as_published([[.5]*4], [[.5]*4], -1), '`decimals` is -1'),
+    (lambda: stress.gus_scores(np.ones((2, 3)), np.ones((2, 3)), -1), '`eps` is -1'), (lambda: stress.gus_scores(np.array([[1, np.nan]]), np.ones((1, 2)), 1.), '1 of 2 values of `noise` are not finite'),
+    (lambda: stats.equivalence([.01, .01], .05), 'All 2 differences are 0.01'), (lambda: stats.equivalence([0.]*5, .05), 'All 5 differences are 0'), (lambda: stats.equivalence([.3 - .2, .2 - .1], .5), 'All 2 differences'),
     (lambda: stats.share_interval(0, 0), 'no count'), (lambda: stats.share_interval(np.nan, 3), 'no count'),
 ])
 def test_numbers_refuse(act, words):

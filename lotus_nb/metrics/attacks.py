@@ -6,10 +6,10 @@ Docs: https://example.github.io/lotus_nb/metrics/attacks.html.md"""
 
 # %% auto #0
 __all__ = ['SIGNALS', 'margin', 'modified_entropy', 'signal', 'auc', 'tpr_at', 'auc_loss', 'auc_entropy', 'auc_modified_entropy',
-           'tpr_loss', 'tpr_entropy', 'tpr_modified_entropy', 'auc_loss_unseen', 'tpr_loss_unseen', 'mia_loss',
-           'best_threshold', 'class_thresholds', 'song_mittal', 'mia_correctness', 'mia_confidence',
-           'mia_class_entropy', 'mia_modified_entropy', 'svc_attack', 'mia_svc', 'mia_svc_unseen', 'kit_attack',
-           'mia_kit', 'mia_kit_unseen', 'attacks']
+           'tpr_loss', 'tpr_entropy', 'tpr_modified_entropy', 'auc_loss_unseen', 'tpr_loss_unseen',
+           'mia_entropy_unseen', 'mia_loss', 'best_threshold', 'class_thresholds', 'song_mittal', 'mia_correctness',
+           'mia_confidence', 'mia_class_entropy', 'mia_modified_entropy', 'svc_attack', 'mia_svc', 'mia_svc_unseen',
+           'kit_attack', 'mia_kit', 'mia_kit_unseen', 'attacks']
 
 # %% ../../nbs/metrics/05_attacks.ipynb #ace9f527
 import numpy as np
@@ -23,6 +23,7 @@ from sklearn.svm import SVC
 from ..core import unknown
 from .accuracy import per_image
 from .core import Evidence, entropy, metric
+from .mia import entropy_attack, mia_entropy
 
 # %% ../../nbs/metrics/05_attacks.ipynb #02dabc06
 def margin(
@@ -93,13 +94,18 @@ def _numbers(a, name):
 def tpr_at(
     member: np.ndarray,      # (N,) signals of the images in question
     non_member: np.ndarray,  # (M,) signals of images never seen
-    fpr: float = .01,        # Share of the never seen that may be accused
+    fpr: float = .01,        # Share of the never seen that may be accused: 0, or at least one of them
 ) -> float:                  # In [0, 1]
     "Largest share of members found while at most a share `fpr` of the non-members is taken for members."
     if not 0 <= fpr < 1: raise ValueError(f"`fpr` is {fpr}; it must be at least 0 and below 1.")
     member, non_member = _numbers(member, 'member'), np.sort(_numbers(non_member, 'non_member'))
-    allowed = int(fpr*len(non_member) + 1e-9)                            # .29*100 is 28.999…
+    allowed, n = int(fpr*len(non_member) + 1e-9), len(non_member)        # .29*100 is 28.999…
+    if fpr and not allowed: raise ValueError(_too_few(n, fpr, 'image' if n == 1 else 'images'))
     return float((member > non_member[-1 - allowed]).mean())
+
+def _too_few(n, fpr, kind):
+    return (f"{n} {kind} never seen cannot show a false alarm rate of {fpr:g}; the smallest above 0 that they can show "
+            f"is 1/{n} = {1/n:.3g}. Give more of them, or allow a larger rate.")
 
 # %% ../../nbs/metrics/05_attacks.ipynb #50dd8614
 def _area(ev, kind, part='forget'): return auc(signal(ev, kind, part), signal(ev, kind, 'test'))
@@ -130,6 +136,25 @@ def auc_loss_unseen(new): return _area(new, 'margin', 'val')
 
 @metric('TPR@1% loss, unseen', parts=('val', 'test'))
 def tpr_loss_unseen(new): return _found(new, 'margin', 'val')
+
+# %% ../../nbs/metrics/05_attacks.ipynb #b4b88a3b
+def _every_other(y, ids):
+    "Which images make the first half: every other one, by class and then by id."
+    half = np.zeros(len(y), bool)
+    half[np.lexsort((ids, y))[::2]] = True
+    return half
+
+def _by_strangers(s, asked):
+    "Number of the asked val images that are called members by an attack that was fitted without them."
+    if not asked.any(): return 0.
+    return entropy_attack(s['retain'], np.concatenate([s['test'], s['val'][~asked]]), s['val'][asked])*asked.sum()
+
+@metric('MIA, unseen', parts=('val', 'retain', 'test'))
+def mia_entropy_unseen(new):
+    "The paper's attack asked about val: fitted on retain against test and the half of val that is not asked."
+    s = {p: per_image(lambda log_p, _: entropy(log_p), p, new) for p in ('retain', 'val', 'test')}
+    half = _every_other(new.labels['val'], new.ids['val'])
+    return float((_by_strangers(s, half) + _by_strangers(s, ~half))/len(half))
 
 # %% ../../nbs/metrics/05_attacks.ipynb #0788db16
 def _loss(ev, part): return np.logaddexp(0, -signal(ev, 'margin', part))
@@ -169,11 +194,13 @@ def song_mittal(
     ev: Evidence,          # Of one model
     kind: str,             # A signal
     part: str = 'forget',  # Whose membership is in question
-) -> float:                # In [0, 1]; NaN with fewer than two test images
+) -> float:                # In [0, 1]
     "Balanced accuracy, against test, of a threshold for each class, fitted on retain and on other test images."
     s, y = ({p: f(p) for p in (part, 'retain', 'test')} for f in (lambda p: signal(ev, kind, p), ev.labels.get))
     n, shares = len(y['test']), []
-    if n < 2: return float('nan')
+    if n < 2:
+        raise ValueError("There is 1 test image; one half of them fits thresholds and the other judges them, "
+                         "which needs at least 2.")
     order = np.random.default_rng(0).permutation(n)
     for fit, judge in ((order[:n//2], order[n//2:]), (order[n//2:], order[:n//2])):
         at = class_thresholds(s['retain'], y['retain'], s['test'][fit], y['test'][fit], ev.logits['test'].shape[1])
@@ -202,6 +229,7 @@ def svc_attack(
 ) -> float:                  # In [0, 1]; high means forgotten
     "Share of target images that SalUn's support-vector classifier takes for non-members (Fan et al., 2024)."
     names = ('member', 'non_member', 'target')
+    if bins is not None and bins < 1: raise ValueError(f"`bins` is {bins}; it must be at least 1, or None.")
     member, non_member, target = (_numbers(a, k) for a, k in zip((member, non_member, target), names))
     for a in (member, non_member, target):
         if (out := (a < 0) | (a > 1)).any():
@@ -237,16 +265,16 @@ def kit_attack(
     "Cross-validated accuracy of telling both apart by logistic regression (starting kit, NeurIPS 2023)."
     target, non_member = _numbers(target, 'target'), _numbers(non_member, 'non_member')
     n = min(len(target), len(non_member))
-    if n < 6: raise ValueError(f"There are {n} images of one kind; cross-validation needs at least 6 of each.")
+    if n < 6:
+        raise ValueError(f"There {'is 1 image' if n == 1 else f'are {n} images'} of one kind; "
+                         "cross-validation needs at least 6 of each.")
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.permutation(non_member)[:n], rng.permutation(target)[:n]])[:, None]
     y = np.repeat([0, 1], n)
     folds = StratifiedShuffleSplit(splits, random_state=0).split(x, y)
     return float(np.mean([(LogisticRegression().fit(x[a], y[a]).predict(x[b]) == y[b]).mean() for a, b in folds]))
 
-def _kit(ev, part):
-    if min(len(ev.labels[part]), len(ev.labels['test'])) < 6: return float('nan')
-    return kit_attack(_loss(ev, part), _loss(ev, 'test'))
+def _kit(ev, part): return kit_attack(_loss(ev, part), _loss(ev, 'test'))
 
 @metric('Kit MIA', parts=('forget', 'test'))
 def mia_kit(new): return _kit(new, 'forget')
@@ -257,15 +285,24 @@ def mia_kit_unseen(new): return _kit(new, 'val')
 # %% ../../nbs/metrics/05_attacks.ipynb #7b666648
 def attacks(
     ev: Evidence,         # Of one model
-) -> pd.DataFrame:        # Attacks as rows; published, unseen, auc, auc_unseen, tpr, tpr_unseen. Needs all four parts
+) -> pd.DataFrame:        # Attacks: published, auc, tpr, each _unseen; n_forget, n_unseen, n_test. NaN: too few
     "What every attack says about forget images, and about never-seen (validation) images in their place."
     if lack := [p for p in ('forget', 'retain', 'val', 'test') if not ev.has(p)]:
         raise ValueError(f"The evidence lacks {' and '.join(lack)} images; the table needs all four parts.")
     swap = Evidence(*({**d, 'forget': d['val']} for d in (ev.logits, ev.labels, ev.ids)))
-    named = {'loss': (mia_loss, 'margin'), 'correctness': (mia_correctness, 'correctness'),
+    named = {'entropy (paper)': (mia_entropy, 'entropy'), 'loss': (mia_loss, 'margin'),
+             'correctness': (mia_correctness, 'correctness'),
              'confidence': (mia_confidence, 'margin'), 'entropy': (mia_class_entropy, 'entropy'),
              'modified entropy': (mia_modified_entropy, 'modified_entropy'), 'SVC': (mia_svc, 'margin'),
              'kit': (mia_kit, 'margin')}
-    return pd.DataFrame({k: dict(published=fn(ev), unseen=fn(swap), auc=_area(ev, s), auc_unseen=_area(ev, s, 'val'),
-                                 tpr=_found(ev, s), tpr_unseen=_found(ev, s, 'val'))
-                         for k, (fn, s) in named.items()}).T
+    unseen = lambda fn: _or_nan(mia_entropy_unseen, ev) if fn is mia_entropy else _or_nan(fn, swap)
+    rows = {k: dict(published=_or_nan(fn, ev), unseen=unseen(fn), auc=_area(ev, s), auc_unseen=_area(ev, s, 'val'),
+                    tpr=_or_nan(_found, ev, s), tpr_unseen=_or_nan(_found, ev, s, 'val'))
+            for k, (fn, s) in named.items()}
+    n = {f'n_{k}': len(ev.labels[p]) for k, p in (('forget', 'forget'), ('unseen', 'val'), ('test', 'test'))}
+    return pd.DataFrame(rows).T.assign(**n)
+
+def _or_nan(fn, *args):
+    "A value; NaN where there are too few images for one (`measure` says how many are needed)."
+    try: return fn(*args)
+    except ValueError: return np.nan

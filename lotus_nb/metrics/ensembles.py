@@ -40,7 +40,8 @@ def shrunk_normals(
 ) -> Normals:
     "Mean and shrunk variance of each column."
     phi = _checked(phi)
-    w = np.ones(phi.shape) if where is None else np.asarray(where, float)
+    if not 0 <= prior < np.inf: raise ValueError(f"`prior` is {prior}; a number of models is at least 0, and finite.")
+    w = np.ones(phi.shape) if where is None else _mask(where, 'where').astype(float)
     if w.shape != phi.shape: raise ValueError(f"`where` has shape {w.shape} but `phi` {phi.shape}; they must match.")
     n = w.sum(0)
     if n.min() < 1 or n.max() < 2:
@@ -58,6 +59,14 @@ def _checked(phi, name='phi'):
     if bad := int((~(np.abs(phi) < 1e100)).sum()):                        # whose square is no longer a number
         raise ValueError(f"{bad} of {phi.size} log odds in `{name}` are not finite: look at the models.")
     return phi
+
+def _mask(a, name):
+    "A mask as bool. Zeros and ones would be taken for positions where bool is not, and NaN for True where it is."
+    a = np.asarray(a)
+    if a.dtype != bool and not np.isin(a, (0, 1)).all():
+        raise ValueError(f"`{name}` must hold nothing but True and False, or 1 and 0; "
+                         "it is a mask and no list of positions.")
+    return a.astype(bool)
 
 def _comparable(unlearned, gold, least_unlearned=2, least_gold=2):
     "Raise unless two sets of log odds are about equally many images, and come from enough models."
@@ -90,7 +99,7 @@ def kernel_densities(
 ) -> Kernels:
     "Gaussian kernels of Scott's width around the values of each column."
     found, phi = shrunk_normals(phi, where, prior), _checked(phi)
-    where = np.ones(phi.shape, bool) if where is None else np.asarray(where, bool)
+    where = np.ones(phi.shape, bool) if where is None else _mask(where, 'where')
     return Kernels(phi, where, found.var**.5*found.n**-.2)
 
 # %% ../../nbs/metrics/08_ensembles.ipynb #1edee719
@@ -117,7 +126,13 @@ class Attack:
     ) -> float:
         "Share of forgotten pairs that is found at this share of false alarms, mean over folds."
         if not 0 < fpr < 1: raise ValueError(f"`fpr` is {fpr}; it must lie between 0 and 1, as .01 does.")
-        return _over_folds(self._tables(images), lambda a, b: _found(a, b, fpr))
+        tables = self._tables(images)
+        n = min((k for _, s in tables if 0 < (k := int((~s).sum())) < len(s)), default=0)
+        if n and fpr*n < 1 - 1e-9:                                       # none of both sides: said by `_over_folds`
+            raise ValueError(f"A fold has {n} pairs never known, which cannot show a false alarm rate of {fpr:g}; the "
+                             f"smallest is 1/{n} = {1/n:.3g}. "
+                             "Take more models or images, fewer folds, or a larger rate.")
+        return _over_folds(tables, lambda a, b: _found(a, b, fpr))
 
     def interval(self,
         fpr: float | None = None,  # None: of the area; else of the share found at this share of false alarms
@@ -184,6 +199,7 @@ def likelihood_ratio(
     phi, side = _checked(phi), np.asarray(side)
     if side.shape != phi.shape:
         raise ValueError(f"`side` has shape {side.shape} but `phi` {phi.shape}; they must match.")
+    if not np.isin(side, (-1, 0, 1)).all(): raise ValueError("`side` must hold nothing but 1, 0 and -1.")
     group = np.arange(len(phi))//2 if group is None else np.asarray(group)
     if group.shape != phi.shape[:1]:
         raise ValueError(f"`group` has shape {group.shape}; it must be ({len(phi)},), one for each model.")
@@ -212,7 +228,7 @@ def ulira_privacy(
     **settings,           # Of `likelihood_ratio`
 ) -> Attack:
     "U-LiRA's privacy game: forgotten against never in training, both after the same unlearning."
-    members, forget = np.asarray(members, bool), np.asarray(forget, bool)
+    members, forget = _mask(members, 'members'), _mask(forget, 'forget')
     if members.shape != forget.shape:
         raise ValueError(f"`members` has shape {members.shape} but `forget` {forget.shape}; they must match.")
     if odd := int((forget & ~members).sum()):
@@ -231,7 +247,7 @@ def ulira_efficacy(
     phi, gold, group = _checked(phi), _checked(gold, 'gold'), np.arange(len(phi))//2 if group is None else group
     if phi.shape != gold.shape:
         raise ValueError(f"`phi` has shape {phi.shape} but `gold` {gold.shape}; rows must match.")
-    side = np.concatenate([np.where(forget, s, -1) for s in (1, 0)])
+    side = np.concatenate([np.where(_mask(forget, 'forget'), s, -1) for s in (1, 0)])
     return likelihood_ratio(np.concatenate([phi, gold]), side, group=np.concatenate([group, group]), **settings)
 
 # %% ../../nbs/metrics/08_ensembles.ipynb #687cb6f4
@@ -245,8 +261,10 @@ def rmia(
     gamma: float = 1.,       # Factor by which an image must stand out
 ) -> np.ndarray:             # (M, N) in [0, 1]; higher: trained on
     "Share of unseen images that stand out less (Zarifzadeh et al., 2024), offline."
+    if not 0 <= a <= 1: raise ValueError(f"`a` is {a}; it must lie in [0, 1].")
+    if not 0 < gamma < np.inf: raise ValueError(f"`gamma` is {gamma}; it must be above 0, and finite.")
     p, q = expit(_checked(phi)), expit(_checked(references, 'references'))
-    out, never = np.asarray(out), np.asarray(never)
+    out, never = _mask(out, 'out'), _mask(never, 'never')
     if never.shape != p.shape or out.shape != q.shape or p.shape[1] != q.shape[1]:
         raise ValueError(f"`phi` is {p.shape}, `never` {never.shape}, `references` {q.shape} and `out` {out.shape}; "
                          "masks must have the shape of what they are about, and all must be about the same images.")
@@ -279,6 +297,8 @@ def klom_as_published(
 
 def _klom(unlearned, gold, bins, eps, clip, last):
     _comparable(unlearned, gold)
+    for name, v, ok in (('bins', bins, bins >= 1), ('eps', eps, 0 < eps < 1), ('clip', clip, 0 < clip < np.inf)):
+        if not ok: raise ValueError(f"`{name}` is {v}; published are 20 bins, an eps of 1e-5 and a clip of 100.")
     u, g = (np.clip(_checked(t, n), -clip, clip) for t, n in ((unlearned, 'unlearned'), (gold, 'gold')))
     low, high = np.minimum(u.min(0), g.min(0)), np.maximum(u.max(0), g.max(0))
     high = np.where(high > low, high, low + 1)
@@ -324,6 +344,7 @@ def epsilon_as_published(
 ) -> np.ndarray:            # (N,) from 0 to 50
     "Largest empirical ε over the thresholds and intervals of the competition's code, image by image."
     _comparable(unlearned, gold)
+    _probability('delta', delta)
     u, g = _checked(unlearned, 'unlearned'), _checked(gold, 'gold')
     if len(u) != len(g):
         raise ValueError(f"There are {len(u)} unlearned and {len(g)} gold models; "
@@ -331,6 +352,11 @@ def epsilon_as_published(
     swap = np.median(g, 0) > np.median(u, 0)
     upper, lower = np.where(swap, g, u), np.where(swap, u, g)
     return np.array([_published(np.sort(a), np.sort(b), delta) for a, b in zip(upper.T, lower.T)])
+
+def _probability(name, value, least=0):
+    "Raise unless a probability is below 1, and at least, or above, `least`."
+    if not (0 < value < 1 or value == least):
+        raise ValueError(f"`{name}` is {value}; it must be {'at least' if least == 0 else 'above'} 0 and below 1.")
 
 def _published(pos, neg, delta):
     "ε of one image; `pos` is the sample with the larger median, both are sorted."
@@ -376,6 +402,7 @@ def epsilon_certified(
 ) -> np.ndarray:            # (N,) at least 0
     "Lower confidence bound of ε: the event from one half of the models, the counts from the other."
     _comparable(unlearned, gold, 4, 4)                                   # each side is halved
+    _probability('delta', delta); _probability('alpha', alpha, None)
     u, g = _checked(unlearned, 'unlearned'), _checked(gold, 'gold')
     rng, out = np.random.default_rng(seed), np.zeros(u.shape[1])
     choose, count = zip(*((t[::2], t[1::2]) for t in (rng.permutation(u), rng.permutation(g))))
@@ -435,6 +462,7 @@ def completeness(
     least: float = 2.,      # Distance of original from gold, in gold's standard deviations, below which there is none
 ) -> np.ndarray:            # (M, N) 0: as the original, 1: as gold, above: too far; NaN where the two hardly differ
     "How far each model has gone from the original to gold, image by image."
+    if not 0 <= least < np.inf: raise ValueError(f"`least` is {least}; it must be at least 0, and finite.")
     _comparable(unlearned, gold, 1); _comparable(original, gold, 1)
     start, g = _checked(original, 'original').mean(0), shrunk_normals(gold)
     way = start - g.mean
@@ -447,10 +475,9 @@ def memorisation(
     trained: np.ndarray,  # (M, N) bool: which model was trained on which image
 ) -> np.ndarray:          # (N,) in [−1, 1]
     "Share of right answers with the image in training, less that without (Feldman, 2020)."
-    c, s = np.asarray(correct, float), np.asarray(trained, bool)
+    c, s = _mask(correct, 'correct').astype(float), _mask(trained, 'trained')
     if c.shape != s.shape or c.ndim != 2:
         raise ValueError(f"`correct` has shape {c.shape} and `trained` {s.shape}; both must be (models, images).")
-    if not np.isin(c, (0, 1)).all(): raise ValueError("`correct` must hold nothing but True and False.")
     if few := int((~(s.any(0) & ~s.all(0))).sum()):
         raise ValueError(f"{few} of {s.shape[1]} images were in training for all models or for none. "
                          "Use half-split models.")
@@ -479,6 +506,7 @@ def beside_floor(
 ) -> tuple[np.ndarray, np.ndarray]:  # (N,) of unlearned models, and (N,) of gold, both from half of gold
     "A distance from gold, and the same of gold itself at equal numbers of models."
     _comparable(unlearned, gold, 2, 4)                                   # gold is halved
+    if repeats < 1: raise ValueError(f"`repeats` is {repeats}; it must be at least 1, and better 8.")
     u, g, rng = _checked(unlearned, 'unlearned'), _checked(gold, 'gold'), np.random.default_rng(seed)
     half = min(len(g)//2, len(u))
     values = []

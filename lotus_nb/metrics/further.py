@@ -105,6 +105,7 @@ def avg_gap_as_published(
 ) -> float:
     "Mean absolute difference of rounded means over seeds of rounded numbers."
     new, gold = _same_seeds(new, gold)
+    if decimals < 0: raise ValueError(f"`decimals` is {decimals}; it must be at least 0, as the published 2 is.")
     mean = lambda a: a.round(decimals).mean(0).round(decimals)
     return float(np.abs(mean(new) - mean(gold)).mean())
 
@@ -120,4 +121,11 @@ def _same_seeds(new, gold):
     new, gold = np.atleast_2d(np.asarray(new, float)), np.atleast_2d(np.asarray(gold, float))
     if new.shape != gold.shape:
         raise ValueError(f"`new` is {new.shape} and `gold` is {gold.shape}; give the same seeds.")
+    if new.ndim != 2 or new.shape[1] != 4 or not len(new):
+        raise ValueError(f"`new` and `gold` are {new.shape}; they must be (seeds, 4), "
+                         "with MIA, forget, retain and test accuracy as columns.")
+    for name, a in (('new', new), ('gold', gold)):
+        if bad := int((~((a >= 0) & (a <= 1))).sum()):
+            raise ValueError(f"{bad} of {a.size} values of `{name}` are no shares; all must lie in [0, 1], not in per "
+                             "cent. Take out the seeds that failed, in both, and say so.")
     return new, gold

@@ -37,9 +37,9 @@ def _level(level):
 class Paired:
     "What a paired comparison found: `a` minus `b`."
     difference: float  # Mean
-    low: float         # Interval for the mean difference, Student's t
+    low: float         # Interval for the mean difference, Student's t; NaN where all differences are the same
     high: float
-    p: float           # Of no difference, two-sided
+    p: float           # Of no difference, two-sided; that of the flip test where all differences are the same
     effect: float      # Mean difference in standard deviations of a difference
     n: int             # Pairs
 
@@ -57,12 +57,14 @@ def paired_test(
     d = a - b
     n, mean, sd = len(d), d.mean(), d.std(ddof=1)
     half = student.ppf((1 + level)/2, n - 1)*sd/np.sqrt(n)
-    if not sd: p, effect = float(mean == 0), np.inf*mean if mean else 0.
+    if _no_spread(d): p, half, effect = 2.**(1 - n) if mean else 1., np.nan, np.inf*mean if mean else 0.
     else: p, effect = 2*student.sf(abs(mean)/(sd/np.sqrt(n)), n - 1), mean/sd
     if kind == 'flip':
         p = permutation_test((d,), np.mean, permutation_type='samples', n_resamples=9999, vectorized=True,
                              rng=np.random.default_rng(0)).pvalue
     return Paired(*map(float, (mean, mean - half, mean + half, p, effect)), n)
+
+def _no_spread(d): return np.ptp(d) <= 1e-12*np.abs(d).max()     # .3 - .2 and .2 - .1 differ in their last digit
 
 # %% ../../nbs/metrics/06_stats.ipynb #387de6c5
 def holm(
@@ -178,11 +180,14 @@ def equivalence(
 ) -> Equivalence:
     "Whether a mean difference lies within ± `band`, by two one-sided t-tests (Schuirmann, 1987)."
     d = _values(differences, 'differences')
+    if _no_spread(d):
+        raise ValueError(f"All {len(d)} differences are {d[0]:.4g}. A test needs to see how much seeds differ. "
+                         "Give the values unrounded, or more seeds; where a method is gold itself, compare weights.")
     if not 0 < band < np.inf: raise ValueError(f"`band` is {band}; it must be above 0, and finite. See `gold_band`.")
     if not 0 < alpha < .5: raise ValueError(f"`alpha` is {alpha}; it must lie between 0 and .5, as .05 does.")
     n, mean, se = len(d), d.mean(), d.std(ddof=1)/np.sqrt(len(d))
     half = student.ppf(1 - alpha, n - 1)*se
-    p = student.sf((band - abs(mean))/se, n - 1) if se else float(abs(mean) >= band)
+    p = student.sf((band - abs(mean))/se, n - 1)
     return Equivalence(*map(float, (mean, mean - half, mean + half, band, p)), n, alpha)
 
 # %% ../../nbs/metrics/06_stats.ipynb #38c4a354

@@ -130,6 +130,9 @@ def gus_scores(
     noise, g = (np.asarray(torch.as_tensor(t).cpu(), np.float64) for t in (noise, gradient))
     if noise.shape != g.shape or noise.ndim < 2:
         raise ValueError(f"`noise` is {noise.shape} and `gradient` is {g.shape}; give the same (P, …) for both.")
+    if not 0 < eps < np.inf: raise ValueError(f"`eps` is {eps}; a standard deviation is above 0, and finite.")
+    if bad := int((~np.isfinite(noise)).sum()):
+        raise ValueError(f"{bad} of {noise.size} values of `noise` are not finite. Pass `record.noise()` as it is.")
     if noise.size >= 1000 and not .9 < noise.std()/eps < 1.1:
         raise ValueError(f"The noise has a standard deviation of {noise.std():.3g}, but `eps` is {eps:.3g}. "
                          "Both must be in the units that the model sees.")

@@ -13,6 +13,7 @@ import lotus_nb.metrics.divergence as divergence
 import lotus_nb.metrics.ensembles as ensembles
 import lotus_nb.metrics.further as further
 import lotus_nb.metrics.mia as mia
+import lotus_nb.metrics.stats as stats
 from lotus_nb.data.core import Augment
 from lotus_nb.metrics.core import Evidence
 from lotus_nb.task import UnlearnTask, student_of
@@ -146,6 +147,52 @@ def pieces_make_no_difference(_):
     assert np.array_equal(count(1), count(10**6)) and count(1).shape == (50, 7)
 
 
+def never_seen_images_are_asked_by_strangers(_):
+    "Each validation image is asked about once, by an attack that was fitted without it; every label on both sides."
+    ev, calls, real = made(retain=90, val=41, test=30), [], attacks.entropy_attack
+    keep = lambda member, non_member, target: calls.append((set(non_member.tolist()), target.tolist())) or real(member, non_member, target)
+    with patch.object(attacks, 'entropy_attack', keep): found = attacks.mia_entropy_unseen(ev)
+    h = {p: metrics_core.entropy(ev.log_probs(p)) for p in ('val', 'test')}
+    assert sorted(t for _, target in calls for t in target) == sorted(h['val'].tolist())
+    for known, target in calls: assert set(h['test'].tolist()) <= known and not known & set(target) and len(known) + len(target) == 71
+    sides = [ev.labels['val'][np.isin(h['val'], target)] for _, target in calls]
+    assert abs(np.bincount(sides[0], minlength=7) - np.bincount(sides[1], minlength=7)).max() <= 1 and 0 <= found <= 1
+
+
+def distance_is_from_golds_own(_):
+    "RF-JSD of gold is not 0: gold is at 0 of the gap, and what has an RF-JSD of 0 is not."
+    gold, original = made(forget=70, seed=1), made(test=70, seed=2)
+    perfect = Evidence({'forget': original.logits['test']}, {'forget': original.labels['test']}, {'forget': original.ids['test']})
+    for gap, value in ((divergence.rf_jsd_gap, divergence.rf_jsd), (divergence.rf_jsd_gap_as_published, divergence.rf_jsd_as_published)):
+        assert gap(gold, original, gold) == 0 and np.isclose(gap(perfect, original, gold), value(gold, original)) and value(gold, original) > 0
+
+
+def zeros_and_ones_are_a_mask(_):
+    "The same images never seen, as bool and as 0 and 1: the same shares, none above 1."
+    r = np.random.default_rng(0)
+    phi, references, never = r.normal(size=(3, 8)), r.normal(size=(2, 8)), np.tile(np.arange(8) < 5, (3, 1))
+    out = np.ones((2, 8), bool)
+    with_bool, with_int = (ensembles.rmia(phi, never.astype(t), references, out.astype(t)) for t in (bool, int))
+    assert np.array_equal(with_bool, with_int) and with_int.max() <= 1
+
+
+def a_rate_beyond_the_images_is_refused(_): refused(lambda: attacks.tpr_at(np.arange(9.), np.arange(48.), 1e-4), 'the smallest above 0 that they can show is 1/48')
+
+
+def a_rate_beyond_the_pairs_is_refused(_):
+    game = ensembles.Attack(np.arange(96.).reshape(2, 48), np.repeat([[1], [0]], 48, 1), np.zeros(2), np.arange(2))
+    refused(lambda: game.tpr(1e-4), 'the smallest is 1/48')
+
+
+def sameness_is_no_certainty(_):
+    "Two seeds, the same difference: a test of two seeds cannot say less than one half."
+    refused(lambda: stats.equivalence([.01, .01], .05), 'All 2 differences are 0.01')
+    assert stats.paired_test([2, 3], [1, 2]).p == .5
+
+
+def logits_are_no_probabilities(_): refused(lambda: divergence.ag_as_published(np.random.default_rng(0).normal(size=(9, 4)), np.full((9, 4), .25)), 'Did you pass logits')
+
+
 def _over_the_matrix(new, gold):
     "Proper divergences, of matrices that were made to sum to 1 and then averaged over rows once more."
     p, q = (np.exp(e.log_probs('forget')) for e in (new, gold))
@@ -198,5 +245,14 @@ MUTATIONS = [  # what; where it was seen; how it is put back; the check that not
     ('rounded before the mean', SPARTALIS, swapped(mia, 'accuracy', lambda ev, *p: round(ACCURACY(ev, *p), 2)), the_mean_is_of_whole_gaps, None),
     ('rounding that is ranked', 'any attack on exact ties', swapped(attacks, '_without_rounding', lambda x: x), rounding_is_not_ranked, None),
     ('images of another order', 'evidence by position', swapped(divergence, 'per_image', _by_position), other_images_are_not_compared, None),
+    ('attack asked about images it was fitted to', 'validation images in the place of forget images', broken(attacks, '_by_strangers', "s['val'][~asked]", "s['val']"),
+     never_seen_images_are_asked_by_strangers, None),
+    ('halves by position', 'data sorted by class', swapped(attacks, '_every_other', lambda y, ids: np.argsort(np.argsort(y, kind='stable')) < len(y)//2), never_seen_images_are_asked_by_strangers, None),
+    ('RF-JSD as though 0 were best', SPARTALIS, swapped(divergence, '_from_gold', lambda fn, new, original, gold: fn(new, original)), distance_is_from_golds_own, None),
+    ('zeros and ones for positions', 'NumPy, with a mask of integers', swapped(ensembles, '_mask', lambda a, name: np.asarray(a)), zeros_and_ones_are_a_mask, None),
+    ('a rate that no image can show', 'TPR at .1 % among few', broken(attacks, 'tpr_at', 'if fpr and not allowed', 'if False'), a_rate_beyond_the_images_is_refused, None),
+    ('a rate that no pair can show', 'TPR at .1 % among few', swapped(ensembles.Attack, 'tpr', lambda self, fpr=.01, images=None: 0.), a_rate_beyond_the_pairs_is_refused, None),
+    ('certainty from no spread', "Student's t, dividing by 0", swapped(stats, '_no_spread', lambda d: False), sameness_is_no_certainty, None),
+    ('logits for probabilities', SPARTALIS, swapped(divergence, '_rows', lambda a, name, log=False: np.asarray(a, float)), logits_are_no_probabilities, None),
     ('pieces that overlap', 'reading in pieces', broken(accuracy, 'per_image', 'z[i:i + step]', 'z[i:i + step + 1]'), pieces_make_no_difference, None),
 ]
