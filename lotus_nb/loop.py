@@ -204,11 +204,13 @@ def predict(
     amp: bool = False,         # bf16 autocast: faster on hardware that has it, logits then carry about 3 digits
 ) -> tuple[Tensor, Tensor]:    # (N, K) float32 logits and (N,) labels, both on the model's device
     "Logits of the model over all batches, in eval mode and in the order of the batches."
-    device, zs, ys = device_of(model), [], []
-    with evaluating(model), _autocast(device, amp):
-        for b in batches:
+    device, zs, ys, total = device_of(model), [], [], len(batches) if hasattr(batches, '__len__') else None
+    told = _run.get() is None and total != 1
+    with evaluating(model), _autocast(device, amp), doing('predicting', announce=False):
+        for i, b in enumerate(batches):
             b = b.to(device, _format(b.x))
             zs.append(_logits(model(b.x))); ys.append(b.y)
+            if told: tell(i + 1, total)
     if not zs: raise ValueError("There are no batches to predict. Is this part of the task empty?")
     return torch.cat(zs), torch.cat(ys)
 
