@@ -255,16 +255,17 @@ def verdict(
     said = {o: list(mine.check[mine.outcome == o]) for o in ('beyond', 'undecided', 'within', 'none')}   # not 'silent'
     if invalid: return 'INVALID: ' + ' '.join(invalid) + ' Nothing below may be read as evidence of forgetting.'
     if tier == 'T0':
-        found = []
+        out = []
         if 'attack' in said['beyond']:
-            found.append(f"Something is wrong already: {who} is beyond the margin in attack.")
+            out.append(f"Something is wrong already: {who} is beyond the margin in attack.")
         if 'utility' in said['beyond']:
-            found.append(f"{who} is right about fewer test images than the original, beyond the margin; a model trained "
-                         "without the images might be, too.")
+            out.append(f"{who} is right about fewer test images than the original, beyond the margin; a model trained "
+                       "without the images might be, too.")
         if said['within']:
-            found.append(f"{who} is within the margin in {_and(said['within'])}, as far as can be checked without gold.")
-        if said['undecided']: found.append(f"The images are too few to say in {_and(said['undecided'])}.")
-        return ' '.join([*found, 'Whether it forgot cannot be said without a model that was trained without the images.'])
+            out.append(f"{who} is within the margin in {_and(said['within'])}, as far as can be checked without gold.")
+        if said['undecided']: out.append(f"The images are too few to say in {_and(said['undecided'])}.")
+        return ' '.join([*out, 'Whether it forgot cannot be said without a model that was trained without the '
+                               'images.'])
     if said['beyond']:
         return (f"{who} is told from gold: it is beyond the margin in {_and(said['beyond'])}."
                 + (f" It is within in {_and(said['within'])}." if said['within'] else ''))
@@ -514,8 +515,8 @@ def _same_images(found):
         new = found['new']
         if e is not None and any(not np.array_equal(e.ids[p], new.ids.get(p)) or not np.array_equal(
                 e.labels[p], new.labels[p]) or e.logits[p].shape != new.logits[p].shape for p in e.parts):
-            raise ValueError(f"The evidence of the {k} model is about other images, labels or classes than that of the new one. "
-                             "Compute both from one task.")
+            raise ValueError(f"The evidence of the {k} model is about other images, labels or classes than that of the "
+                             "new one. Compute both from one task.")
 
 # %% ../nbs/metrics/11_evaluation.ipynb #5861d133
 def over_seeds(

@@ -44,8 +44,8 @@ def check_same_images(
     first = evidence[0]
     if not all(e.has(part) and np.array_equal(first.ids[part], e.ids[part])
                and np.array_equal(first.labels[part], e.labels[part]) for e in evidence):
-        raise ValueError(f"The models were asked about different {part} images, in another order or under other labels. "
-                         "Compute their evidence from one task.")
+        raise ValueError(f"The models were asked about different {part} images, in another order or under other "
+                         "labels. Compute their evidence from one task.")
 
 def per_image(
     fn: Callable,          # (n, K) log probabilities of each evidence, and (n,) labels → an array with n rows
