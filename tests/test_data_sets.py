@@ -305,6 +305,40 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"'train/b' \(this folder cannot be read \(Permission denied\)\)"): image_folder(tmp_path)
 
 
+@pytest.mark.parametrize('locked', ['', 'train'])
+def test_a_locked_root_or_split_is_said(tmp_path, monkeypatch, locked):
+    coloured(tmp_path, ('train', 'val'), 3)
+    scan, closed = os.scandir, str(tmp_path/locked)
+
+    def guarded(path='.'):
+        if str(path) == closed: raise PermissionError(13, 'Permission denied', closed)
+        return scan(path)
+    monkeypatch.setattr(os, 'scandir', guarded)
+    with pytest.raises(ValueError, match=r"The folder '.*' cannot be read \(permission denied\)\. Check its name, and whether you may read it"):
+        image_folder(tmp_path, skip_unreadable=True)
+
+
+LONG = 'x'*300
+
+
+@pytest.mark.parametrize('read', [
+    lambda at, data: image_folder(at), lambda at, data: image_table(at), lambda at, data: read_names(at), lambda at, data: forget_files(data, at),
+    lambda at, data: folder.read_forget(at, data), lambda at, data: data_core.read_positions(at), lambda at, data: cifar('cifar10', at)])
+def test_a_path_that_the_system_refuses_is_said(tree, read):
+    with pytest.raises(ValueError, match=r"'xxx.*name too long"): read(LONG, image_folder(tree, size=8, check='none').train)
+
+
+@pytest.mark.parametrize('read', [lambda at, data: image_table(at), lambda at, data: read_names(at), lambda at, data: folder.read_forget(at, data)])
+def test_a_list_that_may_not_be_read_is_said(tree, tmp_path, monkeypatch, read):
+    (tmp_path/'l.csv').write_text('file,label\n')
+
+    def refuse(*a, **k): raise PermissionError(13, 'Permission denied')
+    data = image_folder(tree, size=8, check='none').train
+    for place, name in ((Path, 'read_bytes'), (Path, 'read_text'), (Path, 'open'), ('builtins', 'open')):
+        monkeypatch.setattr(*((f'{place}.{name}', refuse) if place == 'builtins' else (place, name, refuse)))
+    with pytest.raises(ValueError, match=r"l\.csv'.*[Pp]ermission denied"): read(tmp_path/'l.csv', data)
+
+
 def test_numbers_of_classes_stay_when_files_are_left_out(tmp_path, monkeypatch):
     "Class b has no readable image; c is still class 2."
     coloured(tmp_path, ('train', 'val'), 4)

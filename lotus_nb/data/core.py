@@ -10,6 +10,7 @@ __all__ = ['DATA', 'Augment', 'Images', 'draw_stratified', 'take', 'split_forget
 
 # %% ../../nbs/data/00_core.ipynb #83565dda
 import hashlib, os, re
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
@@ -63,6 +64,11 @@ class Images:
     def y(self) -> Tensor:
         "(N,) labels of the selected images."
         return self.labels[self.ids.to(self.labels.device)]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        "Names of the classes, in the order of their numbers; empty where they have none."
+        return tuple(self.classes)
 
     def batch(self, index: Tensor, train: bool = False) -> tuple[Tensor, Tensor]:
         "Normalised images (B, C, H, W) and labels (B,) at these positions."
@@ -190,9 +196,23 @@ def _whole_numbers(file):
         out.append(int(text))
     return np.array(out, dtype=np.int64)
 
+@contextmanager
+def _reading(what, name):
+    "What the system says of a path, as a sentence."
+    try: yield
+    except OSError as e:
+        if e.errno is None: raise                  # one of ours, a sentence already
+        said = os.fsencode(name).decode('utf-8', 'backslashreplace')
+        raise ValueError(f"{what} '{said[:80]}{'…' if len(said) > 80 else ''}' cannot be read "
+                         f"({(e.strerror or type(e).__name__).lower()}). Check its name, and whether you may read it."
+                         ) from None
+
 def read_positions(file: str | Path) -> Tensor:
     "Positions from a `.npy` file, or from a text file with one number in each line."
     file = Path(file).expanduser()
+    with _reading('The list', file): return _positions_in(file)
+
+def _positions_in(file):
     if not file.is_file():
         raise FileNotFoundError(f"There is no file '{file}' with positions to forget. "
                                 "Give a `.npy` file or a text file with one number in each line.")
@@ -227,6 +247,13 @@ class Splits(NamedTuple):
     val: Any
     test: Any
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        "Names of the classes, in the order of their numbers; empty where they have none."
+        data = self.train
+        while not hasattr(data, 'classes') and isinstance(data, Subset): data = data.dataset
+        return tuple(map(str, getattr(data, 'classes', None) or ()))
+
 def halves(data: Any, seed: int) -> tuple[Any, Any]:
     "Two halves, each with the same share of every class."
     first = draw_stratified(_labels_of(data), .5, seed)
@@ -244,7 +271,8 @@ def find_data(
 ) -> list[Path]:                     # Files that match the first pattern with a match, sorted
     "Files of a data set."
     root = Path(root).expanduser() if root else DATA
-    for p in patterns:
-        if found := sorted(root.glob(p)): return found
+    with _reading('The folder', root):
+        for p in patterns:
+            if found := sorted(root.glob(p)): return found
     raise FileNotFoundError(f"{what} is not in '{root}' (looked for {' or '.join(patterns)}). "
                             f"{get} To look elsewhere, name the folder, or set the environment variable LOTUS_DATA.")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ..cleaning import list_images, open_picture, read_table
 from ..core import digest, doing, tell, unknown
-from .core import Images, Splits, check_positions, draw_stratified, read_positions
+from .core import Images, Splits, _reading, check_positions, draw_stratified, read_positions
 from .splits import ForgetSplit, _split, load_split
 
 # %% ../../nbs/data/07_folder.ipynb #6421db7e
@@ -79,6 +79,11 @@ class Folder:
     def y(self) -> Tensor:
         "(N,) labels of the selected images; no image is read."
         return self.labels[self.ids]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        "Names of the classes, in the order of their numbers."
+        return tuple(self.classes)
 
     @property
     def targets(self) -> Tensor:
@@ -160,8 +165,9 @@ class RandomView:
         return (out.round() if x.dtype == torch.uint8 else out).to(x.dtype)
 
 # %% ../../nbs/data/07_folder.ipynb #5794935f
-_SPLITS = {'train': 'train', 'forget': 'train', 'retain': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val',
-           'test': 'test'}
+_SPLITS = {'train': 'train', 'training': 'train', 'forget': 'train', 'retain': 'train',
+           'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val',
+           'test': 'test', 'testing': 'test', 'unseen': 'test', 'holdout': 'test'}  # in any case; `clean` reads the same
 
 def image_files(
     table: pd.DataFrame,   # file (below `root`), label, split (train, val, test; all '' to draw them), perhaps error
@@ -225,8 +231,8 @@ def _classes(table, classes):
     rows = table[table['error'] == ''] if 'error' in table else table
     for s in sorted(set(rows['split']) - {'', *_SPLITS}): raise ValueError(unknown('split', _shown(s), _SPLITS))
     used = set(rows['label'])
-    known = sorted(used if not set(rows['split']) & {'train', 'forget', 'retain'} else
-                   set(rows['label'][~rows['split'].isin(['val', 'valid', 'validation', 'test'])]))
+    part = rows['split'].map(lambda s: _SPLITS.get(s, s))
+    known = sorted(set(rows['label'][~part.isin(['val', 'test'])]) if (part == 'train').any() else used)
     known = known if classes is None else list(classes)
     for c in (c for c in known if known.count(c) > 1): raise ValueError(f"Two classes are called '{_shown(c)}'.")
     for l in sorted(used - set(known)): raise ValueError(unknown('class', _shown(l), map(_shown, known)))
@@ -262,25 +268,31 @@ def image_folder(
 
 def _tree(root):
     "Files below a folder with their classes and splits, in torchvision's order."
-    table, tops = list_images(root), sorted(d.name for d in os.scandir(Path(root).expanduser()) if d.is_dir())
-    splits = [t for t in tops if t in _SPLITS]
-    if splits and 'train' not in splits:
+    with _reading('The folder', root): table, tops = list_images(root), _folders(root)
+    splits = [t for t in tops if t.lower() in _SPLITS]
+    train = [t for t in splits if t.lower() in ('train', 'training')]
+    if splits and not train:
         raise ValueError(f"There is a folder '{splits[0]}' in '{_shown(root)}', but none called 'train'. "
                          "Put training images into 'train', or give a table with a column `split`.")
     parts = [Path(f).parts for f in table['file']]
-    if splits: odd = [len(p) < 3 or p[0] not in _SPLITS for p in parts]
+    if splits:
+        odd = [len(p) < 3 or p[0].lower() not in _SPLITS for p in parts]
+        table['split'] = table['split'].str.lower()
     else: odd, table = [len(p) < 2 for p in parts], table.assign(label=table['split'], split='')
     where = 'below train, val or test, and there in the folder of a class' if splits else 'in the folder of a class'
     table['error'] = [e or (f'not {where}' if o else '') for e, o in zip(table['error'], odd)]
-    _check_folders(root, 'train' if splits else '', table)
+    for part in train or ['']: _check_folders(root, part, table)
     order = sorted(range(len(table)), key=lambda i: (table['split'].iat[i], table['label'].iat[i],
                                                      *os.path.split(table['file'].iat[i])))
     return table.iloc[order]
 
+def _folders(root):
+    return sorted(d.name for d in os.scandir(Path(root).expanduser()) if d.is_dir() and not d.name.startswith('.'))
+
 def _check_folders(root, part, table):
     "A class without images would move the numbers of those after it."
-    folders = {d.name for d in os.scandir(Path(root).expanduser()/part) if d.is_dir() and not d.name.startswith('.')}
-    for name in sorted(folders - set(table['label']) - set(table[table['error'] != '']['file'].map(os.path.basename))):
+    with _reading('The folder', os.path.join(root, part)): folders = _folders(Path(root)/part)
+    for name in sorted(set(folders) - set(table['label']) - set(table[table['error'] != '']['file'].map(os.path.basename))):
         raise ValueError(f"The class folder '{_shown(os.path.join(part, name))}' holds no images. Fill or remove it: "
                          "as it is, it is not clear whether that class counts.")
 
@@ -292,12 +304,13 @@ def image_table(
     **how,                             # Further arguments of `image_files`
 ) -> Splits:
     "Splits of the files that a table lists."
-    t, root = read_table(file, ('file', 'label')), Path(root or Path(file).expanduser().parent)
+    with _reading('The table', file): t = read_table(file, ('file', 'label'))
+    root = Path(root or Path(file).expanduser().parent)
     t['file'] = [_below(f, root) for f in t['file']]
     if len(twice := t['file'][t['file'].duplicated()]):
         raise ValueError(f"'{file}' lists {len(twice)} files more than once: '{_shown(twice.iloc[0])}'"
                          f"{', …' if len(twice) > 1 else ''}. A file has one label and one split.")
-    if 'split' not in t: t['split'] = ''
+    t['split'] = t['split'].str.lower() if 'split' in t else ''
     if n := int((t['label'] == '').sum()): raise ValueError(f"{n} rows of '{file}' have no label. Give each one.")
     for s in sorted(set(t['split']) - {'', *_SPLITS}): raise ValueError(unknown('split', _shown(s), _SPLITS))
     t['label'], classes = _whole_numbers(t['label'], classes)
@@ -333,8 +346,9 @@ def read_names(file: str | Path) -> list[str]:
 def _lines(file):
     "Numbers and texts of the lines that are not blank."
     file = Path(file).expanduser()
-    if not file.is_file(): raise FileNotFoundError(f"There is no list '{file}' of file names.")
-    text = file.read_bytes().decode('utf-8-sig', 'surrogateescape')
+    with _reading('The list', file):
+        if not file.is_file(): raise FileNotFoundError(f"There is no list '{file}' of file names.")
+        text = file.read_bytes().decode('utf-8-sig', 'surrogateescape')
     return [(i, l.strip()) for i, l in enumerate(re.split(r'\r\n|\r|\n', text), 1) if l.strip()]
 
 def forget_files(
@@ -371,10 +385,11 @@ def read_forget(
 ) -> Tensor:           # (M,) positions in `data`
     "What a file asks to forget, checked."
     file = Path(file).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file '{file}' with what to forget. Give a list of file names or of "
-                                "positions to forget, one in each line, an `.npy` array, or a stored split.")
-    with open(file, 'rb') as f: head = f.read(4096)
+    with _reading('The list', file):
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no file '{file}' with what to forget. Give a list of file names or of "
+                                    "positions to forget, one in each line, an `.npy` array, or a stored split.")
+        with open(file, 'rb') as f: head = f.read(4096)
     if head.startswith(b'PK'): return load_split(file, data).positions(data)
     if head.startswith(b'\x93NUMPY'):
         try: found = torch.as_tensor(np.load(file, allow_pickle=False))

@@ -65,21 +65,26 @@ def tiny_imagenet(
     home = find_data('TinyImageNet', ['tiny-imagenet-200/wnids.txt', 'wnids.txt'], root, get)[0].parent
     listed = read_names(home/'wnids.txt')
     notes = home/'val'/'val_annotations.txt'
-    val = _annotated(home, notes) if notes.exists() else _labelled(home, 'val')
+    val = _annotated(home, notes, _tab_separated(notes)) if notes.exists() else _labelled(home, 'val')
     table = pd.concat([_labelled(home, 'train'), val], ignore_index=True)
     splits = image_files(table, home, sorted(listed) if order == 'sorted' else listed,
                          **dict(size=64, seed=seed, name='tiny-imagenet') | how)
     splits = _named(splits, read_synsets(home/'words.txt') if (home/'words.txt').exists() else {})
     return hold(splits, device, augment) if resident else splits
 
-def _annotated(home, notes):
-    "Validation files with the labels of the table beside them."
-    t, label = list_images(home/'val'), {}
+def _tab_separated(notes):
+    "File below `val` → synset, as TinyImageNet tells it."
+    label = {}
     for i, line in enumerate(read_names(notes), 1):
         name, *rest = line.split('\t')
         if not rest: raise ValueError(f"Line {i} of '{notes}' has no tab between file and class.")
         if label.setdefault(f'images/{name}', rest[0]) != rest[0]:
             raise ValueError(f"'{notes}' has two classes for '{_shown(name)}'.")
+    return label
+
+def _annotated(home, notes, label):
+    "Validation files with the labels of the table beside them."
+    t = list_images(home/'val')
     if absent := sorted(set(label) - set(t['file'])):
         raise ValueError(f"'{notes}' names {len(absent)} files that are not there: '{_shown(absent[0])}'"
                          f"{', …' if len(absent) > 1 else ''}. Unpack the archive again.")
@@ -103,7 +108,7 @@ def imagenet(
     places = [p/'LOC_synset_mapping.txt' for p in (home, *home.parents[:3])] if names is None else [Path(names)]
     found = next((p for p in places if p.exists() or names is not None), None)
     synsets = {} if found is None else read_synsets(found)
-    table = pd.concat([_labelled(home, 'train'), _labelled(home, 'val')], ignore_index=True)
+    table = pd.concat([_labelled(home, 'train'), _validation(home)], ignore_index=True)
     classes = sorted(synsets or set(table['label'][(table['split'] == 'train') & (table['error'] == '')]))
     if len(classes) != n_classes:
         where = f"'{found}' lists" if synsets else 'There are folders for'
@@ -111,6 +116,30 @@ def imagenet(
                          "other models. Pass the list of all synsets as `names`, or set `n_classes`.")
     prepared = dict(size=224, resize=256, stats=IMAGENET_STATS, check='none', seed=seed, name='imagenet')
     return _named(image_files(table, home, classes, **prepared | how), synsets)
+
+def _validation(home):
+    "Validation files with labels: those of their folders, or, without folders, of Kaggle's table."
+    flat = (home/'val').is_dir() and not any(p.is_dir() for p in (home/'val').iterdir())
+    notes = next((f for p in (home, *home.parents[:3]) if (f := p/'LOC_val_solution.csv').exists()), None)
+    if flat and notes is None:
+        raise ValueError(f"The images in '{home/'val'}' lie in no folders that would tell their classes. Put Kaggle's "
+                         f"LOC_val_solution.csv into '{home}' or above it, or each image into the folder of its "
+                         "synset.")
+    if not flat: return _labelled(home, 'val')
+    t = _annotated(home, notes, _solution(notes))
+    return t.sort_values(['label', 'file'], kind='stable')     # as from folders, so that the halves are the same images
+
+def _solution(notes):
+    "File below `val` → synset, as Kaggle tells it: id, then synset and box of each object."
+    label = {}
+    for i, line in enumerate(read_names(notes), 1):
+        if i == 1 and line.startswith('ImageId'): continue
+        m = re.fullmatch(r'([^,/]+),\s*(n\d{8})(\s.*)?', line)
+        if not m: raise ValueError(f"Line {i} of '{notes}' is '{_shown(line[:60])}'; it must be the id of an image, a "
+                                   "comma, and a synset id such as n01440764, then its box.")
+        if label.setdefault(f'{m[1]}.JPEG', m[2]) != m[2]:
+            raise ValueError(f"'{notes}' has two classes for '{_shown(m[1])}'.")
+    return label
 
 # %% ../../nbs/data/09_more_sets.ipynb #a79757de
 def cifake(
