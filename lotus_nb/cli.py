@@ -590,6 +590,12 @@ def _results_folder(given, scale):
     try: return results_folder() if scale != 'tiny' else Path('lotus-paper')/'results'
     except ValueError: return Path('lotus-paper')/'results'
 
+def _as_given(ctx):
+    "The command with the options that were given, folders left out."
+    from lotus_nb.protocol import command_line
+    given = [p for p in ctx.command.params if ctx.get_parameter_source(p.name).name == 'COMMANDLINE']
+    return command_line(f'lotus-nb {ctx.info_name}', {p.opts[0]: ctx.params[p.name] for p in given})
+
 def _list_items(results, scale):
     "Items of the paper, and what has been run of them."
     from lotus_nb.protocol import ITEMS, overview
@@ -603,7 +609,7 @@ def _list_items(results, scale):
 
 def _indented_lines(text): return '\n'.join('  ' + l for l in text.split('\n'))
 
-def _show_item(item, cells, rows, scale):
+def _show_item(item, cells, rows, scale, results):
     "Our tables; and, for real runs of what was printed as a table, printed and ours side by side."
     from lotus_nb import paper as printed
     from lotus_nb.protocol import AS_PUBLISHED, ITEMS, MEASURED, RECIPE_ONLY
@@ -616,11 +622,20 @@ def _show_item(item, cells, rows, scale):
                 ('as published', (*MEASURED, 'seconds'), frame[theirs].assign(method=bare[theirs]))):
             if len(part): print(f'{name}, ours {title}\n{text_table(table(part, columns), width=_width())}\n')
     if scale == 'tiny' or not ITEMS[item].printed: return
-    ours = [f.assign(run=c.base, device='') for c in cells if (f := rows.get(c.name)) is not None]
+    ours = [f.assign(run=c.base, device=_made_how(f, c, results)) for c in cells if len(f := rows.get(c.name, ()))]
     try: side = printed.side_by_side(printed.published(**ITEMS[item].printed), *_two_kinds(ours))
     except ValueError as e: print(f'Not held against the printed table: {e}'); return
     shown = printed.flat(printed.shown(side))
     print(text_table(shown.set_index(shown.iloc[:, 0] + ' ' + shown.iloc[:, 1]).iloc[:, 2:], width=_width()))
+
+def _made_how(rows, cell, results):
+    "What stands over a column of ours: the device, and what is not as in the paper's protocol."
+    import json
+    from lotus_nb.protocol import AS_PUBLISHED
+    note = json.loads((results/cell.name/'provenance.json').read_text())
+    first = [', '.join(note['devices']), *(['short recipe for trainings'] if cell.scale == 'fast' else [])]
+    own = [*first, *(['first of each class for every seed'] if cell.split == 'first-k' else [])]
+    return ['; '.join(first if m.endswith(AS_PUBLISHED) else own) for m in rows.method]
 
 def _two_kinds(frames):
     "Rows as described, and as published under the methods' own names."
@@ -635,6 +650,7 @@ def _two_kinds(frames):
 # %% ../nbs/bench/03_cli.ipynb #72cd0cb3
 @app.command()
 def paper(
+    ctx: typer.Context,  # Tells which options were given
     item: Annotated[Optional[str], typer.Option(help='table1 … table6, classes, fig2, sec9 …; without it, '
                                                      'a list.')] = None,
     scale: Annotated[str, typer.Option(help="'full': the paper's protocol; 'fast': a shorter recipe for trainings; "
@@ -673,8 +689,8 @@ def paper(
         cells = cells_of(item, scale, split=split, seeds=seed, cifar_here=here)
         done = run_cells(cells, work, results, root=root, device=device, methods=method or None, minutes=minutes,
                          say=print, kinds=kinds[:2] if kind == 'both' else [kind],
-                         command=f'lotus-nb paper --item {item} --scale {scale}')
-        print(); _show_item(item, cells, done.rows, scale)
+                         command=_as_given(ctx))
+        print(); _show_item(item, cells, done.rows, scale, results)
         for name, why in done.left.items(): print(f'Not run, {name}: {why}')
         for name in done.rows: print(results/name/'results.csv')
         if not done.finished: print(f'Not finished: {done.remains} The same command goes on.'); raise typer.Exit(75)

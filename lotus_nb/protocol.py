@@ -6,14 +6,14 @@ Docs: https://example.github.io/lotus_nb/bench/protocol.html.md"""
 
 # %% auto #0
 __all__ = ['SEEDS', 'PAPER', 'AS_PUBLISHED', 'RECIPE_ONLY', 'SCALES', 'SPLITS', 'ITEMS', 'TRAIN_MODE_AT_END', 'MEASURED', 'LIMIT',
-           'Cell', 'Item', 'cells_of', 'positions', 'Enlarged', 'training_of', 'load_set', 'has_cifar', 'Maker',
-           'check_gold', 'described', 'as_published', 'each_by_itself', 'overwrite_statistics', 'measure_as_published',
-           'phi', 'save_compact', 'load_compact', 'Paused', 'Steps', 'Unit', 'plan_of', 'compact_stem', 'set_aside',
-           'rows_of', 'check_forget_sets', 'publish', 'Outcome', 'run_cells', 'clock', 'available', 'carry_out',
-           'carry_in', 'overview']
+           'DRAWN', 'Cell', 'Item', 'cells_of', 'positions', 'Enlarged', 'training_of', 'load_set', 'has_cifar',
+           'Maker', 'check_gold', 'described', 'as_published', 'each_by_itself', 'overwrite_statistics',
+           'measure_as_published', 'phi', 'save_compact', 'load_compact', 'Paused', 'Steps', 'clock', 'Estimate',
+           'Unit', 'plan_of', 'compact_stem', 'set_aside', 'rows_of', 'check_forget_sets', 'keep_evidence', 'publish',
+           'Outcome', 'run_cells', 'available', 'command_line', 'carry_out', 'carry_in', 'overview']
 
 # %% ../nbs/bench/10_protocol.ipynb #949d3260
-import hashlib, inspect, json, math, time, zipfile
+import hashlib, inspect, json, math, shlex, time, zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -36,7 +36,7 @@ from .data.splits import draw_per_class, few_per_class
 from .loop import device_of, predict
 from .methods.core import get_method, list_methods, recipes
 from .metrics.accuracy import accuracy
-from .metrics.core import Evidence, load_evidence, log_probs
+from .metrics.core import Evidence, load_evidence, log_probs, save_evidence
 from .metrics.divergence import jsd_as_published, rf_jsd_as_published
 from .metrics.mia import mia_entropy
 from .models import create_model, load_weights
@@ -176,13 +176,16 @@ def _pretrained(make, root):
     except FileNotFoundError: return make('vit_base_patch16_224', weights='pretrained')
     return load_weights(make('vit_base_patch16_224'), file, strict=False)
 
-_TRAINING = {('resnet18', 'full'): 'lotus-resnet18', ('resnet18', 'fast'): 'fast-resnet18',
-             ('vit_random', 'full'): 'vit-scratch', ('vit_random', 'fast'): 'vit-scratch'}
+_TRAINING = {'resnet18': ('lotus-resnet18', 'fast-resnet18'), 'vit': ('lotus-vit', 'fast-vit'),
+             'vit-b16': ('lotus-vit', 'fast-vit'), 'vit_random': ('vit-scratch', 'fast-vit-scratch')}  # full, fast
 
 def training_of(cell: Cell) -> Recipe:
     "How original and gold of a cell are trained."
     if cell.scale == 'tiny': return RECIPES['tiny']
-    return recipe(_TRAINING.get((cell.model, cell.scale), 'lotus-vit'))
+    if cell.model not in _TRAINING:
+        raise ValueError(f"No recipe is known for '{cell.model}' at scale '{cell.scale}'; at scale 'tiny' any network "
+                         f"may stand. Networks with one: {', '.join(_TRAINING)}.")
+    return recipe(_TRAINING[cell.model][SCALES.index(cell.scale)])
 
 # %% ../nbs/bench/10_protocol.ipynb #690914f0
 _LOADERS = {'mufac': ('mufac', 'mufac'), 'tinyimagenet': ('more_sets', 'tiny_imagenet'),
@@ -512,23 +515,62 @@ class Steps:
             if self.file:
                 with atomic(self.file) as tmp: tmp.write_text(json.dumps(self.spent, indent=0))
 
-    def remaining(self, units: Sequence[str]) -> tuple[float, int]:
-        "Seconds that these units will take, as their like did, and of how many nothing is known."
-        known, unknown_, total = {}, 0, 0.
-        for key, (s, done) in self.spent.items():
-            for k in _alike(key) if done else (): known.setdefault(k, []).append(s)
+    def remaining(self, units: Sequence[str]) -> 'Estimate':
+        "What these units will still take, judged by those that are done."
+        known = _mean_times(self.spent)
+        total, unknown_, least = 0., 0, False
         for key in units:
-            like = next((known[k] for k in _alike(key) if k in known), None)
-            if like: total += max(0., float(np.mean(like)) - self.spent.get(key, [0.])[0])
-            else: unknown_ += 1
-        return total, unknown_
+            seconds, sure = _expected(key, known)
+            if seconds is None: unknown_ += 1; continue
+            total, least = total + max(0., seconds - self.spent.get(key, [0.])[0]), least or not sure
+        return Estimate(total, unknown_, least)
+
+def clock(
+    seconds: float,  # At least 0
+) -> str:
+    "A time in words."
+    if seconds < 90: return f'{seconds:.0f} s'
+    return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
+
+class Estimate(NamedTuple):
+    "What remains of a run."
+    seconds: float  # Of units that something is known of
+    unknown: int    # Units that nothing is known of
+    least: bool     # Whether some are judged by runs that may be faster
+
+    def __str__(self):
+        said = f', about {clock(self.seconds)}{" at least" if self.least else ""}' if self.seconds else ''
+        return said + (f' and {self.unknown} not timed yet' if self.unknown else '')
 
 # %% ../nbs/bench/10_protocol.ipynb #ee8989bd
-def _alike(key):
-    "Kinds of units that take about as long as this one, nearest first."
+def _mean_times(spent):
+    "(run, label) → mean seconds of the seeds that are finished."
+    times = {}
+    for key, (seconds, done) in spent.items():
+        run, _, label = key.split('|')
+        if done: times.setdefault((run, label), []).append(seconds)
+    return {k: float(np.mean(v)) for k, v in times.items()}
+
+def _kind(label): return 'models' if label.startswith('models') else 'method'
+
+def _times_of(run, known):
+    "Label, as described or as published, → seconds in this run."
+    return {l.removesuffix(AS_PUBLISHED): s for (r, l), s in known.items() if r == run}
+
+def _expected(key, known):
+    "Seconds of a unit, None when nothing is known, and whether its own run says so."
     run, _, label = key.split('|')
-    what = 'models' if label.startswith('models') else 'method'
-    return (run, label), (run, what), label, what
+    if (run, label) in known: return known[run, label], True
+    own, bare, scaled, alike = _times_of(run, known), label.removesuffix(AS_PUBLISHED), [], []
+    for other in dict.fromkeys(r for r, _ in known if r != run):
+        theirs = _times_of(other, known)
+        both = [l for l in own if l in theirs]
+        if bare in theirs and both: scaled.append(theirs[bare]*sum(own[l] for l in both)/sum(theirs[l] for l in both))
+        alike += [(l == bare, s) for l, s in theirs.items() if _kind(l) == _kind(bare)]
+    near = scaled or [own[l] for l in own if l == bare] or [s for l, s in own.items() if _kind(l) == _kind(bare)]
+    if near: return float(np.mean(near)), True
+    far = [s for same, s in alike if same] or [s for _, s in alike]
+    return (max(far), False) if far else (None, False)
 
 # %% ../nbs/bench/10_protocol.ipynb #770c9ab5
 class Unit(NamedTuple):
@@ -705,6 +747,37 @@ def _facts(u, work):
     newest = max(_cell_files(u, work), key=lambda f: f.stat().st_mtime)
     return json.loads(newest.read_text())['facts']
 
+DRAWN = ('noop', 'gold', 'relabel', 'lotus')                             # the four models of Figure 2
+
+def keep_evidence(
+    cell: Cell,            # As run
+    plan: Sequence[Unit],  # From `plan_of`
+    work: str | Path,      # Work folder
+    out: str | Path,       # Folder of the run's results
+    limit: int = LIMIT,    # Bytes of logits in a file
+) -> dict[str, str]:       # Model → digest of its weights; empty for cells that Figure 2 does not need
+    "Evidence of `DRAWN`, as described, first seed, as float16 in OUT/evidence/{noop,gold,relabel,lotus}.npz."
+    wanted = {c.base for here in (True, False) for c in cells_of('fig2', cell.scale, cifar_here=here)}
+    units = [u for u in plan if u.how and not u.published and u.seed == cell.seeds[0] and _finished(u, Path(work))]
+    if cell.base not in wanted or not units: return {}
+    kept = {}
+    for who in DRAWN:
+        stem, file = compact_stem(work, units[0].task, cell.seeds[0], who), Path(out)/'evidence'/f'{who}.npz'
+        if not stem.with_name(f'{stem.name}.0.npz').exists(): continue
+        ev = _thinned(load_compact(stem)[0], limit)
+        if not file.exists() or load_evidence(file).model != ev.model: save_evidence(ev, file, 'float16')
+        kept[who] = ev.model
+    return kept
+
+def _thinned(ev, limit):
+    "Evidence below the limit: if it must be, of the retain images only every second, third … is kept."
+    size = lambda p: 2*ev.logits[p].size + 16*len(ev.ids[p])
+    if 'retain' not in ev.parts: return ev
+    room = limit - sum(size(p) for p in ev.parts if p != 'retain')
+    step = max(1, math.ceil(size('retain')/max(room, 1)))
+    return replace(ev, **{k: {p: a[::step] if p == 'retain' else a for p, a in getattr(ev, k).items()}
+                          for k in ('logits', 'labels', 'ids')})
+
 def publish(
     cell: Cell,            # As run
     plan: Sequence[Unit],  # From `plan_of`
@@ -718,14 +791,15 @@ def publish(
     ready = [u for u in plan if _finished(u, work)]
     facts = [_facts(u, work) for u in ready]
     bad = ~np.isfinite(frame.value)
-    note = dict(command=command, **provenance(plan[0].maker.device), cell_name=cell.name, cell=asdict(cell),
+    note = dict(command=command, commands=[command], devices=sorted({str(f.get('device_name')) for f in facts}),
+                **provenance(plan[0].maker.device), cell_name=cell.name, cell=asdict(cell),
                 training=asdict(plan[0].maker.training), n=facts[0]['sizes'],
                 made=sorted({f"{f.get('commit')} on {f.get('device_name')}, torch {f.get('versions', {}).get('torch')}"
                              for f in facts}),
                 forget_ids={kind: {str(u.seed): f['forget_ids'] for u, f in zip(ready, facts) if u.published == on}
                             for kind, on in (('described', False), ('as-published', True))},
                 original={str(u.seed): f['original'] for u, f in zip(ready, facts)},
-                not_finite=frame[bad][['method', 'seed', 'metric']].astype(str).agg(' '.join, axis=1).tolist(),
+                not_finite=[' '.join(map(str, r)) for r in frame[bad][['method', 'seed', 'metric']].values],
                 trainings={f.stem: _training_note(f) for f in sorted((work/'models').glob('*.json'))})
     frame, note = _beside(frame[~bad], json.loads(json.dumps(note, default=str)), out)
     for kind, split in (('described', cell.split), ('as-published', 'first-k')):
@@ -733,6 +807,7 @@ def publish(
     pairs = {(m, str(s)) for m, s in zip(frame.method, frame.seed)}
     note.update(seeds=sorted(set(frame.seed.tolist())),
                 not_finished=[u.key for u in plan if u.how and (u.label, str(u.seed)) not in pairs])
+    note['evidence'] = {**note.get('evidence', {}), **keep_evidence(cell, plan, work, out)}
     with atomic(out/'results.csv') as tmp: frame.to_csv(tmp, index=False)
     with atomic(out/'provenance.json') as tmp: tmp.write_text(json.dumps(note, indent=1, default=str) + '\n')
     return frame
@@ -752,7 +827,8 @@ def _beside(frame, note, out):
     for k in ('forget_ids', 'original', 'trainings'):
         for name, found in old[k].items():
             note[k][name] = {**found, **note[k].get(name, {})} if isinstance(found, dict) else note[k].get(name, found)
-    for k in ('made', 'not_finite'): note[k] = sorted({*old[k], *note[k]})
+    for k in ('made', 'not_finite', 'devices'): note[k] = sorted({*old.get(k, []), *note[k]})
+    note['commands'] = list(dict.fromkeys([*old.get('commands', [old['command']]), *note['commands']]))
     return pd.concat([rows[ROWS], frame], ignore_index=True), note
 
 def _training_note(file):
@@ -818,16 +894,7 @@ def _remains(units, steps):
     pairs = dict.fromkeys((u.maker, u.seed, u.published) for u in units)
     models = [f'{m.cell.name}|{s}|models{AS_PUBLISHED if p else ""}' for m, s, p in pairs]
     ahead = [k for k in models if not steps.spent.get(k, [0, False])[1]]
-    seconds, unknown_ = steps.remaining([*ahead, *(u.key for u in units)])
-    return (f'{len(units)} units remain' + (f', about {clock(seconds)}' if seconds else '')
-            + (f' and {unknown_} not timed yet' if unknown_ else '') + '.')
-
-def clock(
-    seconds: float,  # At least 0
-) -> str:
-    "A time in words."
-    if seconds < 90: return f'{seconds:.0f} s'
-    return f'{seconds/60:.0f} min' if seconds < 5400 else f'{seconds/3600:.1f} h'
+    return f'{len(units)} units remain{steps.remaining([*ahead, *(u.key for u in units)])}.'
 
 def available(
     cell: Cell,                                      # As planned
@@ -843,6 +910,21 @@ def available(
             f'{replace(cell, model="vit_random").name}.')
         return replace(cell, model='vit_random')
     return cell
+
+# %% ../nbs/bench/10_protocol.ipynb #c852d662
+def command_line(
+    program: str,                # What comes before the options
+    options: Mapping[str, Any],  # Name with its dashes → value; None, an empty list or False leaves it out
+    again: bool = True,          # Whether an option with several values is repeated (else they follow each other)
+) -> str:                        # Folders are FOLDER
+    "A command as one types it."
+    said = lambda v: 'FOLDER' if isinstance(v, Path) else str(v)
+    words = []
+    for name, value in options.items():
+        if value is None or value is False or value == []: continue
+        values = [] if value is True else [said(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
+        words += [w for v in values for w in (name, v)] if again else [name, *values]
+    return ' '.join([program, shlex.join(words)]).strip()
 
 # %% ../nbs/bench/10_protocol.ipynb #7b533376
 def carry_out(

@@ -58,8 +58,11 @@ class Recipe:
 RECIPES = {
     'lotus-resnet18': Recipe(150, .1, 512, warmup=30, patience=50),                 # CIFAR-10/100, MUFAC, TinyImageNet
     'lotus-vit': Recipe(30, 1e-4, 64, schedule='constant', patience=10),  # from a backbone trained on ImageNet
-    'fast-resnet18': Recipe(24, .2, 512, warmup=5),      # short; not yet measured against the one above
     'vit-scratch': Recipe(60, 1e-3, 512, 'adamw', wd=.05, warmup=5, schedule='cosine'),  # a small ViT
+    # short ones, not yet run against those above:
+    'fast-resnet18': Recipe(24, .2, 512, warmup=5),
+    'fast-vit': Recipe(8, 1e-4, 64, warmup=1, schedule='cosine'),
+    'fast-vit-scratch': Recipe(30, 1e-3, 512, 'adamw', wd=.05, warmup=3, schedule='cosine'),
     'tiny': Recipe(20, 2e-3, 64, 'adamw', wd=0., schedule='cosine', amp=False),  # walks through a protocol on a CPU
     'cifar-resnet20': Recipe(40, .2, 128, warmup=2, schedule='cosine'),
     'cifar-resnet20-short': Recipe(20, .2, 128, warmup=2, schedule='cosine'),       # 20 to 25 minutes on one CPU core

@@ -1,6 +1,9 @@
 "Predicted passes are those that a run counts; operations are those that torch counts; and the bugs one could make are seen."
 import importlib.util
 import json
+import re
+import shutil
+import subprocess
 import warnings
 
 import pandas as pd
@@ -195,6 +198,84 @@ def test_a_method_of_ones_own():
     finally: planning._counters.pop('of_my_own')
 
 
+# The table that readers can change.
+
+NETWORKS = {'small': dict(forward=10**9, weights=2*10**9, images=10**9), 'large': dict(forward=8*10**9, weights=15*10**9, images=9*10**9)}
+FIRST = dict(network='large', recipe='own', images=1_000_000, val=50_000, forget=10, replayed=100, epochs=90, batch=1000, gpus=8, tflops=790, utilisation=40, images_per_gpu=32,
+             scaling=90, price=3.)
+CHANGED = [{}, dict(forget=1, gpus=512), dict(forget=50, replayed=5, network='small', epochs=5), dict(tflops=100, utilisation=12.5, scaling=70, images_per_gpu=100, batch=500, price=.5),
+           dict(images=10**9, batch=10_000, gpus=1, val=0)]
+
+
+@pytest.fixture(scope='module')
+def sheet():
+    own = {m: {**complete(m), **(dict(attack=50) if m == 'amun' else {})} for m in NAMES if m != 'noop'}
+    return planning.calculator({'own': own}, NETWORKS, **FIRST), own
+
+
+def by_plan(own, a):
+    "What `plan` says under these assumptions."
+    n_f = round(a['images']*a['forget']/100)
+    rest = a['images'] - n_f
+    work = {m: passes(m, Sizes(n_f, rest if m == 'retrain' else round(rest*a['replayed']/100), a['val']), {**h, 'batch_size': a['batch'], **({'epochs': a['epochs']} if m == 'retrain' else {})})
+            for m, h in own.items()}
+    return plan(work, NETWORKS[a['network']], [Cluster(a['gpus'], a['tflops'], a['utilisation']/100, a['images_per_gpu'], a['scaling']/100)])
+
+
+def in_browser(data, a, script=None):
+    "What the page's script makes of the embedded numbers, in Node."
+    if not (node := shutil.which('node')): pytest.skip('Node is not here, so the script of the page was not run')
+    code = (script or planning._SCRIPT) + '; console.log(JSON.stringify(lotusPlan(...JSON.parse(process.argv[1]))))'
+    done = subprocess.run([node, '-e', code, json.dumps([data, a])], capture_output=True, text=True, check=True)
+    return pd.DataFrame(json.loads(done.stdout)).set_index('method')
+
+
+def check_script(sheet, a, script=None):
+    (calc, own), a = sheet, {**FIRST, **a}
+    js, py = in_browser(calc.data, a, script), by_plan(own, a)
+    assert set(js.index) == set(py.index)
+    for ours, theirs in dict(images='forward', pflop='PFLOP', gpu_hours='gpu_hours', hours=f"hours on {a['gpus']}", share='of retraining').items():
+        assert js[ours].to_dict() == pytest.approx(py[theirs].to_dict(), rel=2e-3), (ours, a)
+    assert js.price.to_dict() == pytest.approx((js.gpu_hours*a['price']).to_dict())
+
+
+@pytest.mark.parametrize('changed', CHANGED, ids=range(len(CHANGED)))
+def test_the_script_of_the_page_says_what_plan_says(sheet, changed): check_script(sheet, changed)
+
+
+@pytest.mark.parametrize('right, wrong', [('1e12', '1e11'), ('3600*', '60*'), ('Math.floor(once/', '(once/'), ('busy > 1 ? ', 'busy > 0 ? '), ('retrain ? rest :', 'false ? rest :'), ("image[p.into]", "image.weights")])
+def test_a_wrong_constant_is_seen(sheet, right, wrong):
+    assert right in planning._SCRIPT
+    broken = planning._SCRIPT.replace(right, wrong)
+    with pytest.raises(AssertionError):
+        for changed in CHANGED: check_script(sheet, changed, broken)
+
+
+def test_the_page_carries_its_numbers_and_nothing_from_elsewhere(sheet):
+    calc, own = sheet
+    page = calc._repr_html_()
+    assert json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1]) == calc.data
+    assert {k: float(v) for k, v in re.findall(r'name="(\w+)" type="number"[^>]*value="([^"]+)"', page)} == {k: v for k, v in FIRST.items() if k not in ('network', 'recipe')}
+    assert re.findall(r'<option selected>(\w+)', page) == ['large', 'own'] and not re.search(r'src=|https?:|@import', page)
+    shown = [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', r) for r in re.findall(r'<tr>(.*?)</tr>', page)[1:]]
+    assert shown == calc.table.values.tolist() and calc.table.Method.tolist() == by_plan(own, FIRST).sort_values('gpu_hours').index.tolist()
+
+
+def test_the_script_words_durations_as_the_table_does(sheet):
+    if not (node := shutil.which('node')): pytest.skip('Node is not here')
+    hours = [1/7200, 1/60, .5, 1, 30.4, 2400, 123456]
+    done = subprocess.run([node, '-e', planning._SCRIPT + '; console.log(JSON.stringify(JSON.parse(process.argv[1]).map(lotusSaid)))', json.dumps(hours)], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [planning._said(h) for h in hours]
+
+
+def test_a_method_that_is_not_linear_is_refused():
+    @counter('of_my_own')
+    def mine(h, s): return [Pass('look', 'forget', s.forget**2)]
+    try:
+        with pytest.raises(ValueError, match='of_my_own over forget are not linear'): planning.linear('of_my_own', {})
+    finally: planning._counters.pop('of_my_own')
+
+
 # The measuring script and what it stored.
 
 @pytest.fixture(scope='module')
@@ -224,7 +305,7 @@ def test_counts_are_the_same_each_time(tool):
 
 
 @pytest.mark.filterwarnings('ignore:SSD dampened')
-@pytest.mark.parametrize('piece, axis, value', [('finetune', 'side', 8), ('unsir', 'n_f', 64), ('ssd', 'classes', 100), ('aux: noise', 'noise', 2)])
+@pytest.mark.parametrize('piece, axis, value', [('finetune', 'side', 8), ('unsir', 'n_f', 64), ('ssd', 'classes', 100), ('aux: noise', 'noise', 2), ('sfron', 'epochs', 2), ('dual_optim', 'batch', 32)])
 def test_stored_counts_are_those_of_this_code(tool, piece, axis, value):
     df = stored('counts')
     row = df[(df.piece == piece) & (df.axis == axis) & (df.value == value)].iloc[0]
@@ -234,23 +315,53 @@ def test_stored_counts_are_those_of_this_code(tool, piece, axis, value):
 
 def test_stored_operations_are_those_predicted(tool):
     df = stored('counts')
-    for r in df[df.piece.isin(tool.METHODS)].itertuples():
-        m = get_method(r.piece)
-        h = {**m.defaults, **tool.SETTINGS.get(r.piece, {}), 'batch_size': int(r.batch)}
-        h.update({k: int(r.epochs) for k in ('epochs', 'passes', 'rounds') if k in h})
-        if r.piece == 'unsir': h['noise_steps'] = int(r.noise)
-        ps = passes(r.piece, Sizes(int(r.n_f), int(r.n_r), int(r.n_v), int(r.classes)), h)
-        assert counts(ps)['forward'] == r.forward and counts(ps)['backward'] == r.backward, r
+    for r in df[df.piece.isin(tool.METHODS + tool.OTHERS)].itertuples():
+        ps = tool_passes(tool, r)
+        assert counts(ps) == {k: getattr(r, k) for k in ('forward', 'backward', 'steps', 'seen_forget', 'seen_retain')}, r
         if r.axis == 'n_f': assert flops(ps, image_flops(tool.create_model('small_cnn', int(r.classes), width=int(r.width)), (3, int(r.side), int(r.side)))) == r.flops
 
 
-def test_every_point_is_stored_as_often_as_the_others(tool):
-    n = stored('times').groupby(['piece', 'axis', 'value']).size()
-    assert n.nunique() == 1 and n.iloc[0] >= 5 and len(n) == len(list(tool.points())) == len(stored('counts'))
+def tool_passes(tool, r):
+    h = {**tool.settings(r.piece, {k: int(getattr(r, k)) for k in ('epochs', 'noise')}), 'batch_size': int(r.batch)}
+    if r.piece == 'dual_optim': h['settings'] = {**complete('scrub'), **h['settings']}
+    if r.piece == 'amun': h['attack'] = (r.backward - r.seen_forget - r.seen_retain)/r.n_f
+    return passes(r.piece, Sizes(int(r.n_f), int(r.n_r), int(r.n_v), int(r.classes)), h)
+
+
+def test_every_method_is_counted_and_every_point_timed_as_often_as_the_others(tool):
+    n, df = stored('times').groupby(['piece', 'axis', 'value']).size(), stored('counts')
+    assert n.nunique() == 1 and n.iloc[0] >= 5 and len(n) == len(list(tool.points())) and len(df) == len(list(tool.points(False)))
+    assert {*tool.METHODS, *tool.OTHERS, 'noop'} == set(list_methods(controls=True))
+
+
+def test_counts_are_stored_by_committed_code():
+    about = json.loads((ROOT/'results'/'complexity'/'about.json').read_text())
+    assert about['sessions'][-1]['complete'] and not about.get('counts', about['sessions'][0])['commit'].endswith('+')
+
+
+@pytest.mark.parametrize('piece', ['lotus', 'aux: divergence'])
+def test_a_named_device_measures_the_same_work(tool, piece):
+    got = [tool.exact(*tool.work(piece, 'n_f', 64, *device)[:2]) for device in ((), ('cpu',))]
+    assert got[0] == got[1] and tool.clock(*tool.work(piece, 'n_f', 64, 'cpu')[:2], device='cpu') > 0
+
+
+def test_a_device_that_is_not_here_is_refused_before_any_work(tool, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr('torch.accelerator.is_available', lambda: False)
+    monkeypatch.setattr('sys.argv', ['complexity.py', '--device', 'cuda', '--out', str(tmp_path/'x')])
+    with pytest.raises(SystemExit): tool.main()
+    assert "torch sees no device 'cuda' here" in capsys.readouterr().err and not (tmp_path/'x').exists()
+
+
+def test_another_device_is_synchronised_and_leaves_numpy_to_the_cpu(tool, monkeypatch):
+    calls = []
+    monkeypatch.setattr('torch.accelerator.synchronize', lambda: calls.append(1))
+    seconds = tool.clock(lambda: 0, lambda x: tool.time.sleep(.01), least=.005, device='cuda')
+    assert len(calls) == 2 and seconds >= .01
+    assert not {p for p, *_ in tool.points(True, False)} & set(tool.SECTION10)
 
 
 def test_a_stopped_measurement_goes_on(tool, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tool, 'points', lambda: iter([('ZRF', 'k', 10), ('RF-JSD', 'k', 10)]))
+    monkeypatch.setattr(tool, 'points', lambda *_: iter([('ZRF', 'k', 10), ('RF-JSD', 'k', 10)]))
     call = lambda *args: (monkeypatch.setattr('sys.argv', ['complexity.py', '--reps', '2', '--out', str(tmp_path), *args]), tool.main())
     call('--limit', '0')
     assert 'run the command again' in capsys.readouterr().out and len(pd.read_csv(tmp_path/'counts.csv')) == 1

@@ -1,11 +1,14 @@
 "The paper's protocol: what is run, that it goes on after any stop, that no row is made twice, and that random forget sets and gold are what they say."
 import json
+import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -261,7 +264,9 @@ def test_the_published_evaluation_is_switched_on_only_there(whole):
     value = stored(whole).set_index(['method', 'metric']).value
     for m in ('lotus', 'ssd'):
         acc = value[m + AS_PUBLISHED, 'test_accuracy']
-        assert acc == round(acc, 2) and value[m + protocol.RECIPE_ONLY, 'test_accuracy'] != 0
+        exact = value[m + protocol.RECIPE_ONLY, 'test_accuracy']        # the same model by the definitions: no augmentation touches test images
+        assert acc == round(acc, 2) == round(exact, 2) and exact != acc
+        assert value[m + AS_PUBLISHED, 'jsd_as_published'] != value[m + protocol.RECIPE_ONLY, 'jsd']
     assert value['lotus', 'test_accuracy'] != round(value['lotus', 'test_accuracy'], 2)
 
 
@@ -278,6 +283,74 @@ def test_scrub_as_published_is_the_original(tmp_path):
     done = run_cells([CELL], tmp_path/'work', tmp_path/'results', methods=['scrub'], kinds=['as-published'])
     value = done.rows[CELL.name].set_index(['method', 'metric']).value
     for k in protocol.MEASURED: assert value['scrub' + AS_PUBLISHED, k] == value['noop' + AS_PUBLISHED, k]
+
+
+def test_the_command_that_is_stored_would_run_the_same(whole, tmp_path):
+    note = json.loads((whole/'results'/CELL.name/'provenance.json').read_text())
+    words = shlex.split(note['command'])
+    assert words[:2] == ['python', 'tools/gpu/step.py'] and str(whole) not in note['command'] and note['commands'] == [note['command']]
+    for option, values in {'--run': [CELL.name], '--seed': ['3407'], '--method': ['ssd', 'lotus'], '--scale': ['tiny'], '--root': ['FOLDER'], '--work': ['FOLDER']}.items():
+        i = words.index(option)
+        assert words[i + 1:i + 1 + len(values)] == values, note['command']
+    shutil.copytree(whole, tmp_path/'copy')
+    run_cells([CELL], tmp_path/'copy'/'work', tmp_path/'copy'/'results', root='nowhere', methods=['finetune'], kinds=['described'], command='another')
+    note = json.loads((tmp_path/'copy'/'results'/CELL.name/'provenance.json').read_text())
+    assert note['commands'] == [shlex.join(words), 'another'] and note['devices']
+
+
+def test_evidence_of_four_models_stays_with_the_results(tmp_path, monkeypatch):
+    from lotus_nb.metrics.core import load_evidence
+    done = run_cells([CELL], tmp_path/'work', tmp_path/'results', root='nowhere', methods=['relabel', 'lotus', 'ssd'], kinds=['described'])
+    folder = tmp_path/'results'/CELL.name/'evidence'
+    assert sorted(f.name for f in folder.iterdir()) == [f'{m}.npz' for m in ('gold', 'lotus', 'noop', 'relabel')]
+    assert all(f.stat().st_size < 16*2**20 for f in folder.iterdir())
+    note = json.loads((folder.parent/'provenance.json').read_text())
+    for who in protocol.DRAWN:
+        ev, (compact, _) = load_evidence(folder/f'{who}.npz'), protocol.load_compact(protocol.compact_stem(tmp_path/'work', CELL.name, 3407, who))
+        assert note['evidence'][who] == ev.model == compact.model and set(ev.parts) == {'forget', 'retain', 'val', 'test'} and ev.logits['retain'].dtype == np.float16
+        for p in ev.parts: assert np.allclose(ev.logits[p], compact.logits[p]) and (ev.ids[p] == compact.ids[p]).all()
+    first = {f: f.stat().st_mtime_ns for f in folder.iterdir()}
+    assert protocol.keep_evidence(CELL, plan_of(CELL, methods=['relabel', 'lotus'], kinds=['described']), tmp_path/'work', folder.parent) == note['evidence']
+    assert first == {f: f.stat().st_mtime_ns for f in folder.iterdir()} and done.finished
+
+
+def test_kept_evidence_of_the_real_run_fits():
+    "CIFAR-100 as it would be: 45,000 × 100 answers about retain images."
+    rng = np.random.default_rng(0)
+    sizes = dict(forget=5000, retain=45_000, val=5000, test=5000)
+    ev = protocol.Evidence({p: rng.normal(size=(n, 100)).astype(np.float32) for p, n in sizes.items()}, {p: np.zeros(n, int) for p, n in sizes.items()}, {p: np.arange(n) for p, n in sizes.items()})
+    assert len(protocol._thinned(ev, protocol.LIMIT).ids['retain']) == 45_000
+    cut = protocol._thinned(ev, 8*2**20)
+    assert 2*sum(a.size for a in cut.logits.values()) < 8*2**20 and cut.ids['retain'].tolist() == list(range(0, 45_000, cut.ids['retain'][1]))
+    assert all(len(cut.ids[p]) == sizes[p] for p in ('forget', 'val', 'test'))
+
+
+def test_cells_that_figure_2_does_not_need_keep_no_evidence(tmp_path):
+    cell = replace(CELL, forget='.5')
+    assert protocol.keep_evidence(cell, plan_of(cell), tmp_path, tmp_path) == {}
+    assert {c.base for c in cells_of('fig2')} == {'resnet18-cifar100-10'}
+
+
+def test_an_unknown_network_has_no_silent_recipe():
+    for model, scale in (('small_cnn', 'full'), ('resnet50', 'fast')):
+        with pytest.raises(ValueError, match=f"No recipe is known for '{model}' at scale '{scale}'"): protocol.training_of(Cell(model, 'cifar10', scale=scale))
+    for cell in [*cells_of(), *cells_of(scale='fast')]: protocol.training_of(cell)
+    for long, short in zip(cells_of('table4'), cells_of('table4', 'fast')): assert protocol.training_of(short).epochs < protocol.training_of(long).epochs/2
+    long, short = (protocol.training_of(Cell('vit_random', 'cifar10', scale=s)) for s in ('full', 'fast'))
+    assert short.epochs <= long.epochs/2
+
+
+def test_what_remains_is_judged_by_the_slower_run():
+    "The first seed of a small network is done; a larger one takes four times as long."
+    steps = protocol.Steps()
+    took = lambda run, factor: {f'{run}|3407|{l}': [s*factor, True] for l, s in (('models', 10.), ('finetune', 2.), ('lotus', 3.), ('scrub', 9.))}
+    steps.spent = took('small', 1.)
+    units = list(took('large', 4.))
+    first = steps.remaining(units)
+    assert first.least and first.seconds == 24 and 'at least' in str(first)
+    steps.spent['large|3407|models'] = took('large', 4.)['large|3407|models']
+    second = steps.remaining(units[1:])
+    assert not second.least and second.seconds == pytest.approx(4*(2 + 3 + 9))
 
 
 # data that are not here, and sets that are pages of their own
@@ -338,3 +411,53 @@ def test_the_script_needs_nothing_of_the_notebooks(tmp_path):
             f"import runpy; runpy.run_path({str(STEP)!r}, run_name='__main__')")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 75, done.stdout + done.stderr
+
+
+def test_a_table_from_the_command_line_at_the_smallest_scale(tmp_path):
+    "As a reader types it, for one method: two cells from training to table."
+    words = ['paper', '--item', 'table4', '--scale', 'tiny', '--method', 'lotus', '--kind', 'described', '--device', 'cpu', '--root', 'nowhere']
+    run = [sys.executable, '-c', 'from lotus_nb.cli import main; main()', *words]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ('small_cnn-digits-10-tiny', 'vit_small-digits-10-tiny'):
+        assert f'{name}, ours as described' in done.stdout
+        folder = tmp_path/'lotus-paper'/'results'/name
+        rows, note = pd.read_csv(folder/'results.csv'), json.loads((folder/'provenance.json').read_text())
+        assert set(rows.method) == {'noop', 'gold', 'lotus'} and note['not_finished'] == []
+        assert note['command'] == 'lotus-nb paper --item table4 --scale tiny --root FOLDER --kind described --method lotus --device cpu'
+
+
+def test_unattended_steps_go_on_until_all_is_done(whole, tmp_path):
+    "The loop itself, with real steps: the first is as short as can be, the second has time."
+    script, stand_in = ROOT/'tools'/'gpu'/'unattended.sh', tmp_path/'bin'/'python'
+    stand_in.parent.mkdir()
+    stand_in.write_text(f'#!/bin/sh\necho called >> "{tmp_path}/calls"\n[ $(wc -l < "{tmp_path}/calls") -eq 1 ] && exec "{sys.executable}" "$@" --minutes 0\nexec "{sys.executable}" "$@"\n')
+    stand_in.chmod(0o755)
+    call = ['sh', str(script), *SHORT, '--work', str(tmp_path/'work'), '--results', str(tmp_path/'results'), '--minutes', '60']
+    env = {**os.environ, 'PATH': f'{stand_in.parent}:{os.environ["PATH"]}'}
+    done = subprocess.run(call, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'units remain' in done.stdout and done.stdout.splitlines()[-1] == 'Finished.'
+    assert (tmp_path/'calls').read_text().split() == ['called']*2 and same_results(stored(whole), stored(tmp_path))
+    wrong = subprocess.run([*call, '--run', 'nothing'], capture_output=True, text=True, env=env)
+    assert wrong.returncode == 1 and "Unknown run 'nothing'" in wrong.stderr              # a failure ends the loop
+    assert len((tmp_path/'calls').read_text().split()) == 3
+
+
+def test_rows_beside_printed_ones_say_how_they_were_made(tmp_path, capsys):
+    "A short recipe and a fixed split are named over the column, with the device."
+    from lotus_nb import cli, paper
+    printed = paper.published(**ITEMS['table4'].printed)
+    cells = [c for c in cells_of('table4', 'fast', split='first-k') if c.base == 'resnet18-cifar10-10']
+    rows = pd.DataFrame([dict(task=cells[0].name, method=m, seed=s, hparams='{}', metric='test_accuracy', value=.9 + s/1e6, unit='share', n=5000)
+                         for m in ('lotus', 'lotus' + AS_PUBLISHED) for s in SEEDS])
+    (tmp_path/cells[0].name).mkdir()
+    (tmp_path/cells[0].name/'provenance.json').write_text(json.dumps(dict(devices=['A Card'])))
+    cli._show_item('table4', cells, {cells[0].name: rows}, 'fast', tmp_path)
+    out = capsys.readouterr().out
+    assert len(printed) and 'A Card; short recipe for trainings; first of each class for every seed' in out
+    assert cli._made_how(rows, cells[0], tmp_path)[-1] == 'A Card; short recipe for trainings'
+    plain = replace(cells[0], scale='full', split='random')
+    (tmp_path/plain.name).mkdir()
+    (tmp_path/plain.name/'provenance.json').write_text(json.dumps(dict(devices=['A Card'])))
+    assert set(cli._made_how(rows, plain, tmp_path)) == {'A Card'}

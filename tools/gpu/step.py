@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from lotus_nb.protocol import Cell, carry_in, carry_out, cells_of, run_cells
+from lotus_nb.protocol import carry_in, carry_out, cells_of, command_line, run_cells
 
 # ResNet-18 first, 10 % and then 50 %; as described and as published, every method, three seeds.
 PLAN = ('resnet18-cifar10-10', 'resnet18-cifar100-10', 'resnet18-cifar10-50', 'resnet18-cifar100-50')
@@ -41,7 +41,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--run', nargs='*', help=f'names of runs; without it {", ".join(PLAN)}')
     p.add_argument('--scale', default='full', choices=['full', 'fast', 'tiny'])
-    p.add_argument('--root', help='folder with the data')
+    p.add_argument('--root', type=Path, help='folder with the data')
     p.add_argument('--minutes', type=float, default=8., help='length of the step')
     p.add_argument('--kind', nargs='*', default=['described', 'as-published'])
     p.add_argument('--method', nargs='*', help='only these; without it, all')
@@ -56,7 +56,8 @@ def main():
     if a.threads: torch.set_num_threads(a.threads)
     for folder in a.bring:
         for lost in carry_in(folder, a.work): print(f'{lost}: pieces missing or damaged, done again')
-    command = f'python tools/gpu/step.py --scale {a.scale}'
+    given = {o.option_strings[0]: v for o in p._actions if (v := getattr(a, o.dest, None)) != o.default}
+    command = command_line('python tools/gpu/step.py', given, again=False)
     done = run_cells(chosen(a.run, a.scale, a.seed), a.work, a.leave/'results' if a.leave else a.results, root=a.root, device=a.device,
                      methods=a.method, kinds=a.kind, minutes=a.minutes, say=lambda text: print(text, flush=True), command=command)
     if a.leave: carry_out(a.work, a.leave/'pieces')
