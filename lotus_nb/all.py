@@ -11,13 +11,17 @@ __all__ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'di
            'check_method', 'get_method', 'list_methods', 'masked', 'method', 'recipes', 'solve', 'unlearn', 'Evidence',
            'answers', 'evaluate', 'judge', 'compare_reports', 'evidence', 'list_metrics', 'load_evidence', 'metric',
            'reference', 'save_evidence', 'audit', 'load_phi', 'save_phi', 'Phi', 'Folder', 'RandomView', 'forget_files',
-           'hold', 'image_folder', 'image_table', 'ForgetSplit', 'few_per_class', 'load_split', 'mufac', 'cifake',
-           'imagenet', 'tiny_imagenet', 'find_near_duplicates', 'forget_twins', 'leak_check', 'cka_table',
-           'probe_table', 'relearn', 'clean_report', 'faults_line', 'outcome_table', 'pooled_table', 'create_model',
-           'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl', 'gumbel_softmax', 'sgd',
-           'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary', 'table', 'text_table',
-           'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe', 'digits_task', 'make_task',
-           'recipe', 'train', 'attacks', 'reinit', 'top_share']
+           'hold', 'image_folder', 'image_table', 'ForgetSplit', 'few_per_class', 'forget_challenge', 'forget_class',
+           'forget_duplicated', 'forget_first', 'forget_ids', 'forget_memorised', 'forget_mislabelled', 'forget_random',
+           'forget_subclass', 'load_split', 'class_names', 'clean_mufac', 'mufac', 'cifake', 'cifake_unseen',
+           'imagenet', 'tiny_imagenet', 'Poison', 'Trigger', 'backdoor', 'confuse', 'gaussian_poison', 'known',
+           'mislabel', 'with_trigger', 'clean_splits', 'find_duplicates', 'find_leaks', 'hash_images',
+           'plot_class_counts', 'plot_orthogonality', 'plot_pairs', 'LeaksFound', 'find_near_duplicates',
+           'forget_twins', 'leak_check', 'cka_table', 'probe_table', 'relearn', 'clean_report', 'faults_line',
+           'outcome_table', 'pooled_table', 'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw',
+           'cycle', 'distill_kl', 'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy',
+           'conclusion', 'summary', 'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins',
+           'RECIPES', 'Recipe', 'digits_task', 'make_task', 'recipe', 'train', 'attacks', 'reinit', 'top_share']
 
 # %% ../nbs/bench/05_all.ipynb #678debd5
 import numpy as np
@@ -29,18 +33,23 @@ from torch.nn import functional as F
 from .audit import Phi, audit, load_phi, save_phi
 from .bench import bench, same_results
 from .core import Batch, digest, show_progress
-from .data.cifar import cifar
+from .cleaning import clean_splits, find_duplicates, find_leaks, hash_images
+from .data.cifar import cifar, class_names
 from .data.core import Augment, Images, Splits, draw_stratified, positions_of, read_positions, split_forget
 from .data.digits import digits
 from .data.folder import Folder, RandomView, forget_files, hold, image_folder, image_table
-from .data.splits import ForgetSplit, few_per_class, load_split
-from .data.mufac import mufac
-from .data.more_sets import cifake, imagenet, tiny_imagenet
-from .clean_report import clean_report
+from .data.splits import ForgetSplit, few_per_class, forget_challenge, forget_class, forget_duplicated
+from .data.splits import forget_first, forget_ids, forget_memorised, forget_mislabelled, forget_random
+from .data.splits import forget_subclass, load_split
+from .data.mufac import clean_mufac, mufac
+from .data.more_sets import cifake, cifake_unseen, imagenet, tiny_imagenet
+from .data.poison import Poison, Trigger, backdoor, confuse, gaussian_poison, known, mislabel, with_trigger
+from .clean_report import clean_report, plot_class_counts, plot_orthogonality, plot_pairs
 from .evaluation import compare_reports, evaluate, judge
 from .figures import plot_bars, plot_confidence, plot_entropies, plot_entropy, plot_summary
 from .loop import Loop, predict
-from .methods.core import check_method, get_method, list_methods, masked, method, recipes, solve, unlearn
+from .methods.core import LeaksFound, check_method, get_method, list_methods, masked, method, recipes, solve
+from .methods.core import unlearn
 from .metrics.attacks import attacks
 from .metrics.core import Evidence, answers, evidence, list_metrics, load_evidence, metric
 from .metrics.core import reference, save_evidence
@@ -62,7 +71,12 @@ _all_ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'dige
          'answers', 'evaluate', 'judge', 'compare_reports', 'evidence', 'list_metrics', 'load_evidence', 'metric',
          'reference', 'save_evidence', 'audit', 'load_phi', 'save_phi', 'Phi',
          'Folder', 'RandomView', 'forget_files', 'hold', 'image_folder', 'image_table', 'ForgetSplit',
-         'few_per_class', 'load_split', 'mufac', 'cifake', 'imagenet', 'tiny_imagenet',
+         'few_per_class', 'forget_challenge', 'forget_class', 'forget_duplicated', 'forget_first', 'forget_ids',
+         'forget_memorised', 'forget_mislabelled', 'forget_random', 'forget_subclass', 'load_split', 'class_names',
+         'clean_mufac', 'mufac', 'cifake', 'cifake_unseen', 'imagenet', 'tiny_imagenet',
+         'Poison', 'Trigger', 'backdoor', 'confuse', 'gaussian_poison', 'known', 'mislabel', 'with_trigger',
+         'clean_splits', 'find_duplicates', 'find_leaks', 'hash_images', 'plot_class_counts', 'plot_orthogonality',
+         'plot_pairs', 'LeaksFound',
          'find_near_duplicates', 'forget_twins', 'leak_check', 'cka_table', 'probe_table', 'relearn',
          'clean_report', 'faults_line', 'outcome_table', 'pooled_table',
          'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl',
