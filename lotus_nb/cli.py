@@ -40,9 +40,18 @@ def _friendly():
     except KeyboardInterrupt:
         print('\nStopped. The same command goes on from here.', file=sys.stderr)
         raise typer.Exit(130)
-    except (ValueError, TypeError, FileNotFoundError, PermissionError, FloatingPointError) as e:
+    except BrokenPipeError: raise          # whoever read the output has gone; typer knows what to do
+    except (ValueError, TypeError, OSError, FloatingPointError) as e:
         if _state['debug']: raise
-        print(f'Error: {e}', file=sys.stderr); raise typer.Exit(2)
+        print(f'Error: {_sentence(e)}', file=sys.stderr); raise typer.Exit(2)
+
+def _sentence(e):
+    "What an error says; what the system says of a path as a sentence."
+    if not isinstance(e, OSError) or e.errno is None: return e
+    what = '' if e.filename is None else os.fsencode(e.filename) if isinstance(e.filename, (str, bytes)) else e.filename
+    what = what.decode('utf-8', 'backslashreplace') if isinstance(what, bytes) else str(what)
+    return (f"'{what[:80]}{'…' if len(what) > 80 else ''}' cannot be used" if what else 'A file cannot be used') + (
+        f" ({(e.strerror or type(e).__name__).lower()}). Check its name, and whether you may read or write there.")
 
 # %% ../nbs/bench/03_cli.ipynb #02cc1a44
 def _device(name):
@@ -139,6 +148,8 @@ def image_task(
     device: str,
     digests: tuple = (),  # Of the files, so that a changed file is another task
     files: object = None,  # How images are read that come as files; None for the resident data sets
+    leaks: str | None = None,    # How to look for twins first, as `by` of `leak_check`; None does not look
+    forget_twins: bool = False,  # Forget those found too, instead of an error
 ):
     "The task that `lotus-nb run` describes."
     from lotus_nb.data.core import split_forget
@@ -150,9 +161,13 @@ def image_task(
                          "trained by one; with `--weights`, give gold's as a file.")
     read = _resident if files is None else _from_files
     splits, positions, new, how = read(data, root, model, (weights, gold, gold2), forget, seed, folder, device, files)
-    leave, keep = split_forget(splits.train, positions, seed)
-    trained = how.pop('trained', folder)
+    trained, named = how.pop('trained', folder), how.pop('named', None)
     how = dict(name=data, batch_size=batch_size) | how
+    if leaks:
+        net = load_weights(new(seed), weights) if weights else new(seed)
+        file = folder and Path(folder)/f"{how['name']}-leaks-s{seed}.csv"
+        positions = _past_leaks(splits, positions, net, leaks, forget_twins, seed, file, named)
+    leave, keep = split_forget(splits.train, positions, seed)
     if folder: _store_forget(splits.train, leave, forget, seed, Path(folder)/f"{how['name']}-forget-s{seed}.npz")
     if weights is None:
         return make_task(splits, positions, new, recipe, seed=seed, folder=trained, gold=gold == 'train',
@@ -160,6 +175,40 @@ def image_task(
     return UnlearnTask(load_weights(new(seed), weights), leave, keep, splits.val, splits.test,
                        load_weights(new(seed), gold) if gold else None,
                        gold2=load_weights(new(seed), gold2) if gold2 else None, **how)
+
+def _past_leaks(splits, positions, net, by, move, seed, file, named):
+    "What is to be forgotten, without twins among what is kept: those found are an error, or are forgotten too."
+    import pandas as pd
+    from lotus_nb.core import atomic
+    from lotus_nb.data.core import draw_stratified, split_forget
+    from lotus_nb.neighbours import leak_check
+    from lotus_nb.task import UnlearnTask
+    y, every = splits.train.y, []
+    at = draw_stratified(y, positions, seed) if isinstance(positions, float) else positions
+    while True:
+        leave, keep = split_forget(splits.train, at)
+        rest = (~pd.Index(range(len(y))).isin(at.tolist())).nonzero()[0]
+        pairs = leak_check(UnlearnTask(net, leave, keep, splits.val, splits.test, twins='keep'), by=by)
+        pairs['forget'], pairs['retain'] = at.numpy()[pairs['forget']], rest[pairs['retain']]     # in the training set
+        for part in ('forget', 'retain') if named else (): pairs[f'{part}_file'] = named(pairs[part].tolist())
+        every.append(pairs)
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(file) as tmp:
+                pd.concat(every).to_csv(tmp, index=False, encoding='utf-8', errors='backslashreplace')
+        if not len(pairs): return at
+        if not move: raise ValueError(_leaks_text(pairs, len(at), file))
+        at = at.new_tensor([*at.tolist(), *pairs['retain'].unique().tolist()])
+
+def _leaks_text(pairs, n, file):
+    from lotus_nb.report import text_table
+    few = pairs.head(10).drop(columns=['forget_id', 'retain_id']).astype(object).map(str).map(_printable)
+    few = few[['forget', 'retain', *few.columns[2:]]].set_index('forget')
+    return (f"{pairs['forget'].nunique()} of {n} images to forget have a twin among those to keep, in {len(pairs)} "
+            f"pairs:\n\n{text_table(few, width=_width())}\n{'…' if len(pairs) > 10 else ''}\n"
+            + (f"All of them are in {file}. " if file else '') +
+            "Nothing has been trained. Add --forget-twins to forget these twins too, name what to forget anew, or "
+            "leave out --leaks.")
 
 def _resident(data, root, model, weights, forget, seed, folder, device, files):
     "Splits, what to forget, and a maker of models, for data sets that are held as one tensor."
@@ -233,7 +282,7 @@ def _from_files(data, root, model, weights, forget, seed, folder, device, files)
     augment = _augment(files.augment, how['size'])
     n = sum(map(len, splits))*3*how['size']**2
     if folder: _store_images(Path(folder)/f'{files.name}-images-s{seed}.json', splits, model, n <= _HELD, data)
-    more = dict(name=files.name, twins=files.twins, trained=home)
+    more = dict(name=files.name, twins=files.twins, trained=home, named=lambda at: splits.train.take(at).files)
     if n <= _HELD: return hold(splits, device, augment, files.workers), positions, new, more
     workers = min(8, os.cpu_count() or 1) if files.workers is None else files.workers
     return splits, positions, new, more | dict(augment=augment, workers=workers)
@@ -450,6 +499,11 @@ def run(
                                                               'as --size.')] = None,
     augment: Annotated[str, typer.Option(help="Training images of files: 'crop' or 'view', flipped; 'none'.")] = 'crop',
     twins: Annotated[str, typer.Option(help="Copies of forget images in retain: 'error', or 'keep'.")] = 'error',
+    leaks: Annotated[Optional[str], typer.Option(help="Look first for twins of forget images in retain, by 'pixels', "
+                                                      "'hash' or 'features' (which needs --weights); stop if there "
+                                                      "are any.")] = None,
+    forget_twins: Annotated[bool, typer.Option('--forget-twins', help='Forget the twins that --leaks finds as well, '
+                                                                      'instead of stopping.')] = False,
     skip_unreadable: Annotated[bool, typer.Option('--skip-unreadable', help='Leave out files that cannot be read, and '
                                                                             'name them.')] = False,
     workers: Annotated[Optional[int], typer.Option(min=0, help='Processes that read image files.')] = None,
@@ -464,11 +518,26 @@ def run(
         options = _Files('', '', size, resize, augment, twins, skip_unreadable, workers)
         _run(data, root, out, options, method or ['lotus'], _settings(set_ or []), recipe, seed or [0], model=model,
              weights=weights, gold=gold, gold2=gold2, forget=forget, recipe_=train_recipe, batch_size=batch_size,
-             device=_device(device))
+             device=_device(device), look=_look_for(leaks, forget_twins, weights, (gold, gold2)))
 
 # %% ../nbs/bench/03_cli.ipynb #ef2cb58f
+def _look_for(leaks, forget_twins, weights, golds):
+    "What the options about twins ask for, checked; empty where nothing."
+    from lotus_nb.core import unknown
+    if leaks is None and forget_twins:
+        raise ValueError("`--forget-twins` moves what `--leaks` finds. Say how to look, for example `--leaks hash`.")
+    if leaks is None: return {}
+    if leaks not in (ways := ('pixels', 'hash', 'features')): raise ValueError(unknown('value of --leaks', leaks, ways))
+    if leaks == 'features' and weights is None:
+        raise ValueError("`--leaks features` looks with the original's eyes before anything is trained, so it needs "
+                         "`--weights`. Without them use `--leaks hash`.")
+    if forget_twins and any(g not in (None, 'train') for g in golds):
+        raise ValueError("`--forget-twins` changes what is forgotten, and gold from a file was trained without that "
+                         "change. Leave gold out, or take the stored forget set of this run and train gold on it.")
+    return dict(leaks=leaks) | (dict(forget_twins=True) if forget_twins else {})
+
 def _run(data, root, out, options, methods, settings, recipe, seeds, *, model, weights, gold, gold2, forget, recipe_,
-         batch_size, device):
+         batch_size, device, look):
     "What `run` does, once its options have been read."
     from lotus_nb.bench import bench
     from lotus_nb.core import show_progress, writable
@@ -477,16 +546,23 @@ def _run(data, root, out, options, methods, settings, recipe, seeds, *, model, w
         name, title, task = _task_of(
             data, text(root), out, options, model=model, weights=text(weights), gold=gold,
             **({'gold2': gold2} if gold2 else {}), forget=forget, recipe=recipe_, batch_size=batch_size, device=device,
-            digests=tuple(_file_digest(p) for p in (weights, gold, gold2, forget) if p))
+            **look, digests=tuple(_file_digest(p) for p in (weights, gold, gold2, forget) if p))
         out = writable(out)
         try: frame = bench({name: task}, plan, seeds, out, recipe=recipe, keep_models=True)
         except ValueError as e: raise ValueError(_as_options(str(e))) from e
     _say_original(out, name, seeds[0])
     _say_images(out/'models'/f'{name}-images-s{seeds[0]}.json', weights)
+    if look: _say_leaks([out/'models'/f'{name}-leaks-s{s}.csv' for s in seeds], look['leaks'])
     _show(frame, out, f'{model} on {title}', _answers(out, name, seeds[0], methods))
     kept = [out/'models'/f'{name}-{k}.safetensors' for k in (f'{m}-s{s}' for s in seeds for m in plan)]
-    for f in (*kept, *(out/'models'/f'{name}-{k}' for s in seeds for k in (f'forget-s{s}.npz', f'images-s{s}.json'))):
+    for f in (*kept, *(out/'models'/f'{name}-{k}' for s in seeds for k in (f'forget-s{s}.npz', f'images-s{s}.json', f'leaks-s{s}.csv'))):
         if f.exists(): print(f)
+
+def _say_leaks(files, by):
+    import pandas as pd
+    n = [pd.read_csv(f)['retain'].nunique() for f in files if f.exists()]
+    print(_wrap(f"Twins of forget images in retain, by {by}: {', '.join(map(str, n))}, forgotten as well." if any(n)
+                else f'No image to forget has a twin among those to keep, by {by}.') + '\n')
 
 def _as_options(text):
     "A message of the library in the words of the command line."
