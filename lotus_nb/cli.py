@@ -467,13 +467,20 @@ def _task_of(data, root, out, options, **how):
 _DATA_HELP = ('cifar10, cifar100, cifar20, digits, mufac, tinyimagenet, imagenet, cifake; or a folder with a folder '
               'for each class, or with train, val, test and in them the classes; or a CSV with columns file, label, '
               'perhaps split.')
+_Root = Annotated[Optional[Path], typer.Option(
+    help='Folder with the data; for a CSV, the one its names are relative to. Default: $LOTUS_DATA, or '
+         '~/.lotus_nb/data; for a CSV, its own.')]
+_Leaks = Annotated[Optional[str], typer.Option(
+    help="Look first for twins of forget images in retain, by 'pixels', 'hash' or 'features' (which needs --weights); "
+         "stop if there are any.")]
+_ForgetTwins = Annotated[bool, typer.Option(
+    '--forget-twins', help='Forget the twins that --leaks finds as well, instead of stopping.')]
+_Skip = Annotated[bool, typer.Option('--skip-unreadable', help='Leave out files that cannot be read, and name them.')]
 
 @app.command()
 def run(
     data: Annotated[str, typer.Option(metavar='NAME|FOLDER|CSV', help=_DATA_HELP)] = 'cifar10',
-    root: Annotated[Optional[Path], typer.Option(help='Folder with the data; for a CSV, the one its names are relative '
-                                                      'to. Default: $LOTUS_DATA, or ~/.lotus_nb/data; for a CSV, its '
-                                                      'own.')] = None,
+    root: _Root = None,        # Folder with the data
     model: Annotated[str, typer.Option(help='Model, by any name that timm knows; `cifar_resnet20`, '
                                             '`lotus_resnet18`, `small_cnn` are ours.')] = 'cifar_resnet20',
     weights: Annotated[Optional[Path], typer.Option(help='Weights of the original model (safetensors, or a torch file '
@@ -499,13 +506,9 @@ def run(
                                                               'as --size.')] = None,
     augment: Annotated[str, typer.Option(help="Training images of files: 'crop' or 'view', flipped; 'none'.")] = 'crop',
     twins: Annotated[str, typer.Option(help="Copies of forget images in retain: 'error', or 'keep'.")] = 'error',
-    leaks: Annotated[Optional[str], typer.Option(help="Look first for twins of forget images in retain, by 'pixels', "
-                                                      "'hash' or 'features' (which needs --weights); stop if there "
-                                                      "are any.")] = None,
-    forget_twins: Annotated[bool, typer.Option('--forget-twins', help='Forget the twins that --leaks finds as well, '
-                                                                      'instead of stopping.')] = False,
-    skip_unreadable: Annotated[bool, typer.Option('--skip-unreadable', help='Leave out files that cannot be read, and '
-                                                                            'name them.')] = False,
+    leaks: _Leaks = None,      # How to look for twins first
+    forget_twins: _ForgetTwins = False,  # Forget what `leaks` finds
+    skip_unreadable: _Skip = False,      # Leave out what cannot be read
     workers: Annotated[Optional[int], typer.Option(min=0, help='Processes that read image files.')] = None,
     out: Annotated[Path, typer.Option(help='Folder for results and the unlearned weights.')] = Path('lotus-run'),
     device: Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', …")] = 'auto',
@@ -555,7 +558,8 @@ def _run(data, root, out, options, methods, settings, recipe, seeds, *, model, w
     if look: _say_leaks([out/'models'/f'{name}-leaks-s{s}.csv' for s in seeds], look['leaks'])
     _show(frame, out, f'{model} on {title}', _answers(out, name, seeds[0], methods))
     kept = [out/'models'/f'{name}-{k}.safetensors' for k in (f'{m}-s{s}' for s in seeds for m in plan)]
-    for f in (*kept, *(out/'models'/f'{name}-{k}' for s in seeds for k in (f'forget-s{s}.npz', f'images-s{s}.json', f'leaks-s{s}.csv'))):
+    kinds = ('forget-s{}.npz', 'images-s{}.json', 'leaks-s{}.csv')
+    for f in (*kept, *(out/'models'/f'{name}-{k.format(s)}' for s in seeds for k in kinds)):
         if f.exists(): print(f)
 
 def _say_leaks(files, by):

@@ -167,7 +167,7 @@ class RandomView:
 # %% ../../nbs/data/07_folder.ipynb #5794935f
 _SPLITS = {'train': 'train', 'training': 'train', 'forget': 'train', 'retain': 'train',
            'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val',
-           'test': 'test', 'testing': 'test', 'unseen': 'test', 'holdout': 'test'}  # in any case; `clean` reads the same
+           'test': 'test', 'testing': 'test', 'unseen': 'test', 'holdout': 'test'}  # in any case, as `clean` does
 
 def image_files(
     table: pd.DataFrame,   # file (below `root`), label, split (train, val, test; all '' to draw them), perhaps error
@@ -292,7 +292,8 @@ def _folders(root):
 def _check_folders(root, part, table):
     "A class without images would move the numbers of those after it."
     with _reading('The folder', os.path.join(root, part)): folders = _folders(Path(root)/part)
-    for name in sorted(set(folders) - set(table['label']) - set(table[table['error'] != '']['file'].map(os.path.basename))):
+    faulty = table[table['error'] != '']['file'].map(os.path.basename)
+    for name in sorted(set(folders) - set(table['label']) - set(faulty)):
         raise ValueError(f"The class folder '{_shown(os.path.join(part, name))}' holds no images. Fill or remove it: "
                          "as it is, it is not clear whether that class counts.")
 
