@@ -1,6 +1,7 @@
 "The switches of `paper/what_did_not_reproduce`: off is the library, on is the defect and nothing else; and stored rows are what their notes say."
 import json
 import math
+import re
 import sys
 from contextlib import nullcontext
 
@@ -251,6 +252,50 @@ def test_cifar_rows_are_whole():
     assert same and max(same) < 1e-3                                                  # what was run again is what was stored
 
 
+def as_published(frame):
+    "Rows with all defects on, checked."
+    rows = frame[frame.defect == 'as published']
+    assert set(rows.column) == set(reproduce.COLUMNS) and not rows.duplicated(['method', 'column', 'seed']).any()
+    by = rows.groupby(['method', 'seed']).size()
+    assert (by == len(reproduce.COLUMNS)).all() and len(by) == rows.method.nunique()*frame.seed.nunique()
+    on = rows.set_index(['method', 'seed', 'column']).on.unstack()
+    assert (on.loc['scrub'] == on.loc['noop']).all().all() and (on.loc['gold'][['avg_gap', 'jsd']] == 0).all().all()
+    cents = on[list(reproduce.COLUMNS[:4])]*100
+    assert np.allclose(cents, cents.round())
+    gold = on.xs('gold').reindex(on.index.get_level_values('seed'))[list(reproduce.COLUMNS[:4])].to_numpy()
+    assert np.allclose(on.avg_gap, abs(on[list(reproduce.COLUMNS[:4])] - gold).mean(axis=1))
+    return rows
+
+
+def test_digits_rows():
+    frame, note = stored('digits')
+    assert sorted(frame.seed.unique()) == note['seeds'] and len(note['seeds']) >= 10
+    rows, known = as_published(frame), {'gold', 'noop', *reproduce.PAPER}
+    assert set(rows.method) == known and set(reproduce.METHOD_DEFECTS) <= set(frame.defect)
+    off = frame[frame.defect.isin(reproduce.METHOD_DEFECTS) & frame.column.isin(reproduce.COLUMNS)].merge(rows, on=['method', 'column', 'seed'])
+    assert len(off) == len(reproduce.METHOD_DEFECTS)*len(reproduce.COLUMNS)*len(note['seeds']) and (off.off_x == off.off_y).all()      # one 'off' for each method
+    ruined = frame[(frame.defect == 'train mode') & (frame.column == 'mia_entropy')]
+    assert set(ruined.method) == set(reproduce.TRAIN_MODE_AT_END) and ruined.on.mean() < ruined.off.mean()/2
+    work = frame[(frame.defect == 'SSD ten times') & (frame.column == 'images backward')]
+    assert (work.on == 10*work.off).all()
+
+
+def test_cifar_says_what_is_as_published():
+    frame, note = stored('cifar10')
+    rows, left = as_published(frame), set(note['not_run'])
+    lack = {reproduce.RUNS[k][0] for k in left & set(reproduce.RUNS) if k.endswith('as published') or k == 'finetune'}
+    assert set(rows.method) == {'gold', 'noop', *reproduce.PAPER} - lack - ({'ssd'} if 'ssd, pass 3' in left else set())
+    seen = set(frame.defect) | {reproduce.RUNS[k][2] for k in left & set(reproduce.RUNS)} | ({'SSD ten times'} if 'ssd, pass 3' in left else set())
+    assert set(reproduce.METHOD_DEFECTS) <= seen                                       # each is there, or said to be not run
+    if 'finetune' in note['runs']: assert note['runs']['finetune']['settings']['epochs'] == 3
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'digits', 'split', 'fair'])
+def test_results_are_of_committed_code(name):
+    note = stored(name)[1]
+    assert note['commit'] and not [c for c in (note['commit'], *note['made']) if '+' in c.split(' on ')[0]]
+
+
 def test_split_rows():
     frame, note = stored('split')
     ids = frame.groupby('split').forget_ids.nunique()
@@ -262,7 +307,8 @@ def test_split_rows():
 
 def test_fair_rows():
     frame, note = stored('fair')
-    assert note['budget'] == reproduce.BUDGET and not set(note['tuned_on']) & set(note['judged_on'])
+    assert note['budget'] == reproduce.BUDGET and note['tuned_on'] == list(reproduce.TUNED_ON)
+    assert not set(note['tuned_on']) & {*note['judged_on'], *range(100, 105)}         # those that recipes for digits were found on
     assert note['factors'] == reproduce.FACTORS
     for (p, m), g in frame.groupby(['protocol', 'method']):
         judged = g[g.role == 'judged']
@@ -280,7 +326,7 @@ def test_fair_rows():
         assert np.mean([v['train'] for v in o.values()]) > .99 and abs(np.mean([v['test'] for v in o.values()]) - want[p]) < .03
 
 
-@pytest.mark.parametrize('name', ['cifar10', 'split', 'fair'])
+@pytest.mark.parametrize('name', ['cifar10', 'digits', 'split', 'fair'])
 def test_a_changed_row_is_noticed(name, tmp_path, monkeypatch):
     for end in ('csv', 'json'): (tmp_path/f'{name}.{end}').write_bytes((STORED/f'{name}.{end}').read_bytes())
     monkeypatch.setattr(sys.modules[__name__], 'STORED', tmp_path)
@@ -288,3 +334,35 @@ def test_a_changed_row_is_noticed(name, tmp_path, monkeypatch):
     text = (tmp_path/f'{name}.csv').read_text()
     (tmp_path/f'{name}.csv').write_text(text[:-3] + ('1' if text[-3] != '1' else '2') + text[-2:])
     with pytest.raises(AssertionError, match='not what its note'): stored(name)
+
+
+# ---- The page
+
+PAGE = ROOT/'nbs'/'paper'/'02_what_did_not_reproduce.ipynb'
+
+
+def code_cells(): return [c for c in json.loads(PAGE.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+def html_of(cell): return ''.join(''.join(o.get('data', {}).get('text/html', '')) for o in cell['outputs'])
+def said(cell): return ''.join(''.join(o.get('text', '')) for o in cell['outputs'])
+
+
+def test_every_table_of_the_page_can_be_taken_along():
+    tables = [c for c in code_cells() if '<table' in html_of(c)]
+    names = [n for c in tables for n in re.findall(r'download="(reproduce-[a-z0-9-]+)\.csv"', html_of(c))]
+    assert len(tables) > 20 and len(names) == len(tables) == len(set(names))
+    assert all(''.join(c['source']).rstrip().split('\n')[-1].startswith('Shown(') for c in tables)
+
+
+def test_the_page_says_what_was_not_run_and_how_to_run_it():
+    text = ''.join(map(said, code_cells()))
+    for name in ('cifar10', 'fair'):
+        note = stored(name)[1]
+        assert all(k in text for k in note['not_run']) and (note['command'] in text or not note['not_run'])
+    assert (STORED/'fair-cifar10.csv').exists() or 'python tools/reproduce.py fair --data cifar10 --root FOLDER' in text
+
+
+def test_figures_of_the_page_fit_on_a_phone():
+    source = '\n'.join(''.join(c['source']) for c in code_cells())
+    widths = [float(w) for w in re.findall(r'figsize=\(([\d.]+)', source)]
+    assert widths and max(widths) <= 7
+    assert min(map(float, re.findall(r'(?:fontsize=|labelsize\W+)([\d.]+)', source))) >= 8
