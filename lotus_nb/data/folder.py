@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cleaning import list_images, open_picture, read_table
+from ..cleaning import list_images, open_picture, read_table, skipped_names
 from ..core import digest, doing, tell, unknown
 from .core import Images, Splits, _reading, check_positions, draw_stratified, read_positions
 from .splits import ForgetSplit, _split, load_split
@@ -264,7 +264,9 @@ def image_folder(
     **how,             # Further arguments of `image_files`, such as `size`, `stats`, `skip_unreadable`
 ) -> Splits:
     "Splits of a tree of image files."
-    return image_files(_tree(root), root, **how)
+    splits = image_files(_tree(root), root, **how)
+    passed = tuple(skipped_names(root).itertuples(index=False, name=None))
+    return Splits(*(replace(d, skipped=(*d.skipped, *passed)) for d in splits)) if passed else splits
 
 def _tree(root):
     "Files below a folder with their classes and splits, in torchvision's order."
