@@ -6,12 +6,13 @@ Docs: https://example.github.io/lotus_nb/data/cleaning.html.md"""
 
 # %% auto #0
 __all__ = ['HASHES', 'MUFAC_ORDER', 'permute_bits', 'Pairs', 'TooManyPairs', 'pairs_within', 'distance_histogram', 'image_hash',
-           'open_picture', 'list_images', 'hash_images', 'find_duplicates', 'find_leaks', 'Cleaned', 'clean_splits',
-           'shared_across', 'read_table', 'mufac_files']
+           'open_picture', 'list_images', 'skipped_names', 'hash_images', 'find_duplicates', 'find_leaks', 'Cleaned',
+           'clean_splits', 'shared_across', 'read_table', 'mufac_files']
 
 # %% ../nbs/data/03_cleaning.ipynb #062ef0ff
-import csv, hashlib, io, os, re, warnings
+import csv, hashlib, io, os, re, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import combinations
 from math import comb
 from pathlib import Path
@@ -258,7 +259,7 @@ def open_picture(
     "A picture as a viewer shows it."
     from PIL import Image, ImageOps
     note = []
-    with Image.open(file) as im:
+    with _bomb_bound(max_pixels), Image.open(file) as im:
         if im.width*im.height > max_pixels:
             raise ValueError(f"{im.width}×{im.height} pixels are more than {max_pixels:,}; "
                              "raise `max_pixels` if you trust the file")
@@ -273,12 +274,29 @@ def open_picture(
             im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im); note.append('transparent')
         return im.convert('RGB'), ', '.join(note)
 
+_BOUND = threading.RLock()
+
+@contextmanager
+def _bomb_bound(max_pixels):
+    "Pillow's own bound, which is one for all threads, gives way to a wider one while a picture is opened."
+    from PIL import Image
+    if max_pixels <= 2*(Image.MAX_IMAGE_PIXELS or max_pixels):
+        yield
+        return
+    with _BOUND:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try: yield
+        finally: Image.MAX_IMAGE_PIXELS = before
+
 def _eight_bits(im):
-    "Unsigned 16 bits divided by 257; wider ones and floats stretched to their own range."
+    "Unsigned 16 bits divided by 257; wider ones and floats stretched to the range of their finite values."
     from PIL import Image
     x = np.asarray(im).astype(np.float64)
-    low, high = (0, 65535) if im.mode.startswith('I;16') else (np.nanmin(x), np.nanmax(x))
-    out = Image.fromarray((np.nan_to_num(x - low)/max(high - low, 1e-12)*255).round().astype(np.uint8))
+    finite = x[np.isfinite(x)]
+    if not finite.size: raise ValueError('no pixel is a finite number')
+    low, high = (0, 65535) if im.mode.startswith('I;16') else (finite.min(), finite.max())
+    x = np.nan_to_num(x, nan=low, posinf=high, neginf=low)
+    out = Image.fromarray(((x - low)/max(high - low, 1e-12)*255).round().astype(np.uint8))
     out.info.update(im.info)
     return out
 
@@ -304,6 +322,29 @@ def list_images(
                          'label': [p[1] if len(p) > 2 else '' for p in parts], 'error': [e for _, e in rows]})
 
 _NO_IMAGES = ('.csv', '.tsv', '.txt', '.md', '.json', '.html')
+
+def skipped_names(
+    root: str | Path,  # Folder
+) -> pd.DataFrame:     # file (below the root), error; sorted
+    "Images that `list_images` passes over for their names: each begins as an image does, and says why it is skipped."
+    root, rows = Path(root).expanduser(), []
+    for folder, _, files in os.walk(root):
+        for f in files:
+            file = os.path.relpath(os.path.join(folder, f), root)
+            hidden = any(p.startswith('.') for p in Path(file).parts)
+            if (hidden or f.lower().endswith(_NO_IMAGES)) and _begins_as_image(os.path.join(folder, f)):
+                rows.append((file, 'an image, but its name or its folder is hidden' if hidden else
+                             f"an image, but named as no image ('{Path(f).suffix}')"))
+    return pd.DataFrame(sorted(rows), columns=['file', 'error'], dtype=object)
+
+def _begins_as_image(file):
+    try:
+        if not os.path.isfile(file): return False
+        with open(file, 'rb') as f: head = f.read(16)
+    except OSError: return False
+    return (head.startswith((b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF87a', b'GIF89a', b'II*\0', b'MM\0*'))
+            or head[:2] == b'BM' and head[6:10] == bytes(4) or head[:4] == b'RIFF' and head[8:12] == b'WEBP'
+            or head[4:12] in (b'ftypavif', b'ftypheic', b'ftypheix', b'ftypmif1'))
 
 # %% ../nbs/data/03_cleaning.ipynb #98bb380b
 def hash_images(
@@ -380,8 +421,12 @@ class _Known:
     "Hashes by digest, of one recipe, in memory and in a file."
     def __init__(self, file, recipe):
         self.file, self.recipe, self.rows = None if file is None else Path(file).expanduser(), recipe, {}
-        if self.file is None or not self.file.exists(): return
-        with open(self.file, encoding='utf-8', errors='replace', newline='') as f: head, *lines = [*f] or ['']
+        try:
+            if self.file is None or not self.file.exists(): return
+            with open(self.file, encoding='utf-8', errors='replace', newline='') as f: head, *lines = [*f] or ['']
+        except OSError as e:
+            raise ValueError(f"The cache '{self.file}' cannot be read ({e.strerror}). "
+                             "Give the name of a file.") from None
         if head.rstrip('\n') != _HEAD:
             raise ValueError(f"'{self.file}' is not a cache of image hashes. Give another name, or delete it.")
         rest = r'\t([0-9a-f]{32})\t([0-9a-f]{16})\t(\d{1,9})\t(\d{1,9})\t([^\t]*)\n'
@@ -483,7 +528,7 @@ MUFAC_ORDER = (('forget', 'retain'), ('val', 'test'), ('test', 'forget', 'retain
 
 class Cleaned(NamedTuple):
     "Splits after cleaning, and what was done to them."
-    frame: pd.DataFrame      # Every row that came in, with kept, why, twin (file in its place), distance
+    frame: pd.DataFrame      # Every row that came in: kept, why, twin (file that stays for it), distance (to its twin)
     steps: pd.DataFrame      # step, split, dropped, left
     conflicts: pd.DataFrame  # Dropped files whose twin has another label
     leaks: pd.DataFrame      # Pairs across splits that remain, at the wider distance
@@ -519,9 +564,16 @@ def clean_splits(
         mine = rows(name)
         step(name, 'twin in the same split', mine, at(mine, _within(hashes[mine], radius)))
     f = f.assign(kept=why == '', why=why, distance=distance,
-                 twin=pd.Series([f['file'].iat[t] if t >= 0 else '' for t in twin], dtype=object))
+                 twin=pd.Series([f['file'].iat[t] if t >= 0 else '' for t in _survivors(twin)], dtype=object))
     return Cleaned(_with_unreadable(frame, f), pd.DataFrame(steps, columns=['step', 'split', 'dropped', 'left']),
                    _conflicts(f, twin), find_leaks(f[f['kept']], max(radius, look)))
+
+def _survivors(twin):
+    "Positions of those that stay: a twin that went later is followed to the one in its own place."
+    out = twin.copy()
+    while ((more := out >= 0) & (twin[out] >= 0)).any():
+        out = np.where(more & (twin[out] >= 0), twin[out], out)
+    return out
 
 def _check_order(order, splits):
     for name in {s for step in order for s in step} - set(splits): raise ValueError(unknown('split', name, splits))
@@ -561,8 +613,15 @@ def read_table(
 ) -> pd.DataFrame:           # Text in every column
     "A table of files, checked."
     file = Path(file).expanduser()
-    if not file.is_file(): raise FileNotFoundError(f"There is no table '{file}'.")
-    text = file.read_bytes().decode('utf-8-sig', 'surrogateescape').replace('\r\n', '\n').replace('\r', '\n')
+    try:
+        if not file.is_file(): raise FileNotFoundError(f"There is no table '{file}'.")
+        data = file.read_bytes()
+    except OSError as e:
+        if e.strerror is None: raise
+        raise ValueError(f"The table '{file}' cannot be read ({e.strerror}). Give a file that can.") from None
+    if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
+        raise ValueError(f"'{file}' is written in UTF-16. Save it as UTF-8.")
+    text = data.decode('utf-8-sig', 'surrogateescape').replace('\r\n', '\n').replace('\r', '\n')
     rows = csv.reader(io.StringIO(text, newline=''))
     try: lines = [(i, row) for i, row in enumerate(rows, 1) if any(map(str.strip, row))]
     except csv.Error as e: raise ValueError(f"'{file}' cannot be read as CSV ({e}).") from None
@@ -577,8 +636,10 @@ def read_table(
             raise ValueError(f"Row {i} of '{file}' has {len(row)} fields, but the header has {len(head)}.")
         if (first := seen.setdefault(tuple(row), i)) != i:
             raise ValueError(f"Row {i} of '{file}' repeats row {first}. List each file once.")
-    rows = [[v.strip() for v in row] for _, row in lines[1:]]
+    rows = [[v if h in _NAMES else v.strip() for h, v in zip(head, row)] for _, row in lines[1:]]
     return pd.DataFrame({h: pd.Series([r[k] for r in rows], dtype=object) for k, h in enumerate(head)})
+
+_NAMES = ('file', 'image_path')  # a name may begin or end with a blank, which is part of it
 
 def mufac_files(
     root: str | Path,      # Folder with train_images, val_images, test_images and custom_{train,val,test}_dataset.csv

@@ -445,7 +445,7 @@ class Calculator:
             label, least, most, whole = _FIELDS[name]
             limits = f'min="{least or (0 if name in ("val", "price") else 1e-9)}"' + (f' max="{most}"' if most else '')
             return (f'<label style="display:block">{label}<br><input name="{name}" type="number" {limits} step="'
-                    f'{1 if whole else "any"}" value="{self.start[name]:g}" required style="width:9em"></label>')
+                    f'{1 if whole else "any"}" value="{self.start[name]:.12g}" required style="width:9em"></label>')
         def choice(name, label, known):
             options = ''.join(f'<option{" selected" if k == self.start[name] else ""}>{html.escape(k)}</option>'
                               for k in known)
@@ -469,7 +469,7 @@ class Calculator:
 def _said(hours):
     "A duration with two digits, as the page says it."
     unit, size = next(((u, s) for u, s in (('d', 24), ('h', 1), ('min', 1/60)) if hours >= s), ('s', 1/3600))
-    return f'{float(f"{hours/size:.2g}"):,g} {unit}'
+    return f'{float(f"{hours/size:.2g}"):,.12g} {unit}'
 
 def calculator(
     recipes: Mapping[str, Mapping[str, Mapping]],  # Family → method (also 'retrain') → settings but `batch_size`
@@ -496,7 +496,7 @@ def _first_table(settings, per_image, a):
     work = {m: passes(m, Sizes(n_f, used(m), a['val']), own(m, h)) for m, h in settings.items()}
     cluster = Cluster(a['gpus'], a['tflops'], a['utilisation']/100, a['images_per_gpu'], a['scaling']/100)
     df = plan(work, per_image, [cluster]).sort_values('gpu_hours')
-    few = lambda v: f'{float(f"{v:.3g}"):,g}'
+    few = lambda v: f'{float(f"{v:.3g}"):,.12g}'
     return pd.DataFrame({'Method': df.index, 'Images forward': df.forward.map(few), 'PFLOP': df.PFLOP.map(few),
                          'GPU time': df.gpu_hours.map(_said), 'On these GPUs': df.iloc[:, -1].map(_said),
                          'Of retraining': df['of retraining'].map('{:.1%}'.format),

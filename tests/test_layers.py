@@ -15,7 +15,7 @@ ARROWS = {
     'methods.core': 'train', 'methods.*': 'methods.core', 'metrics.core': 'methods.core', 'metrics.*': 'metrics.core', 'evaluation': 'metrics.*', 'audit': 'evaluation', 'traces': 'metrics.* train',
     'bench': 'train methods.core evaluation', 'figures': 'bench', 'report': 'figures audit', 'paper': 'report metrics.*',
     'neighbours': 'models cleaning', 'clean_report': 'cleaning report', 'planning': 'core', 'protocol': 'bench train data.*',
-    'cli': 'report metrics.* protocol paper clean_report',
+    'cli': 'report metrics.* protocol paper clean_report neighbours',
     'fastai_bridge': 'methods.core evaluation', 'cleaning': 'core', 'all': 'report metrics.* neighbours traces clean_report'}
 IN_ORDER = ('data', 'metrics')                   # pages that may import pages before them on the site; methods never do
 ON_DEMAND = {('evaluation', 'report'), ('audit', 'report')}   # `Report.to_html` draws a page; drawing is a room further right

@@ -440,9 +440,14 @@ def calls(tree, name): return [n for n in ast.walk(tree) if isinstance(n, ast.Ca
 def shows_table(cell): return any('<table' in ''.join(o.get('data', {}).get('text/html', '')) for o in cell.get('outputs') or [])
 
 
+def parsed(source):
+    "The syntax of a cell, without what only IPython understands."
+    return ast.parse(re.sub(r'^[%!].*$', '', source, flags=re.M))
+
+
 def not_exported(cells):
     "Displayed tables that cannot be taken along; and the number of displayed ones."
-    code = [(c, ast.parse(re.sub(r'^[%!].*$', '', c.source, flags=re.M))) for c in cells if c.cell_type == 'code' and c.source.strip()]
+    code = [(c, parsed(c.source)) for c in cells if c.cell_type == 'code' and c.source.strip()]
     taken = {root_of(n.args[0]) for _, tree in code for n in calls(tree, 'export')}
     shown = [(c, tree) for c, tree in code if shows_table(c)]
     views = [v for c, tree in shown for v in ([a for n in calls(tree, 'display') for a in n.args] or [tree.body[-1].value])]
@@ -459,14 +464,14 @@ def test_a_table_without_export_is_seen():
     for page in WITH_TABLES:
         cells = read_nb(page).cells
         last = [c for c in cells if c.cell_type == 'code' and c.source.startswith('export(')][-1]
-        gone = {root_of(n.args[0]) for n in calls(ast.parse(last.source), 'export')}
-        again = {root_of(n.args[0]) for c in cells if c is not last and c.cell_type == 'code' for n in calls(ast.parse(c.source), 'export')}
+        gone = {root_of(n.args[0]) for n in calls(parsed(last.source), 'export')}
+        again = {root_of(n.args[0]) for c in cells if c is not last and c.cell_type == 'code' for n in calls(parsed(c.source), 'export')}
         left, _ = not_exported([c for c in cells if c is not last])
         assert {root_of(ast.parse(v).body[0].value) for v in left} == gone - again and gone - again, page.stem
 
 
 def test_exports_have_names_of_their_own():
-    names = [ast.unparse(n.args[1]) for p in WITH_TABLES for c in read_nb(p).cells if c.cell_type == 'code' for n in calls(ast.parse(c.source), 'export')]
+    names = [ast.unparse(n.args[1]) for p in WITH_TABLES for c in read_nb(p).cells if c.cell_type == 'code' for n in calls(parsed(c.source), 'export')]
     assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
 
 

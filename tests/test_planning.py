@@ -201,7 +201,7 @@ def test_a_method_of_ones_own():
 # The table that readers can change.
 
 NETWORKS = {'small': dict(forward=10**9, weights=2*10**9, images=10**9), 'large': dict(forward=8*10**9, weights=15*10**9, images=9*10**9)}
-FIRST = dict(network='large', recipe='own', images=1_000_000, val=50_000, forget=10, replayed=100, epochs=90, batch=1000, gpus=8, tflops=790, utilisation=40, images_per_gpu=32,
+FIRST = dict(network='large', recipe='own', images=1_281_167, val=50_000, forget=10, replayed=100, epochs=90, batch=1000, gpus=8, tflops=790, utilisation=40, images_per_gpu=32,
              scaling=90, price=3.)
 CHANGED = [{}, dict(forget=1, gpus=512), dict(forget=50, replayed=5, network='small', epochs=5), dict(tflops=100, utilisation=12.5, scaling=70, images_per_gpu=100, batch=500, price=.5),
            dict(images=10**9, batch=10_000, gpus=1, val=0)]
@@ -234,8 +234,9 @@ def check_script(sheet, a, script=None):
     (calc, own), a = sheet, {**FIRST, **a}
     js, py = in_browser(calc.data, a, script), by_plan(own, a)
     assert set(js.index) == set(py.index)
+    tolerance = .01 if (100 - a['forget'])*a['replayed']/100 >= a['forget'] else .05      # `plan` rounds to whole batches
     for ours, theirs in dict(images='forward', pflop='PFLOP', gpu_hours='gpu_hours', hours=f"hours on {a['gpus']}", share='of retraining').items():
-        assert js[ours].to_dict() == pytest.approx(py[theirs].to_dict(), rel=2e-3), (ours, a)
+        assert js[ours].to_dict() == pytest.approx(py[theirs].to_dict(), rel=tolerance), (ours, a)
     assert js.price.to_dict() == pytest.approx((js.gpu_hours*a['price']).to_dict())
 
 
@@ -263,7 +264,7 @@ def test_the_page_carries_its_numbers_and_nothing_from_elsewhere(sheet):
 
 def test_the_script_words_durations_as_the_table_does(sheet):
     if not (node := shutil.which('node')): pytest.skip('Node is not here')
-    hours = [1/7200, 1/60, .5, 1, 30.4, 2400, 123456]
+    hours = [1/7200, 1/60, .5, 1, 30.4, 2400, 123456, 10**9]
     done = subprocess.run([node, '-e', planning._SCRIPT + '; console.log(JSON.stringify(JSON.parse(process.argv[1]).map(lotusSaid)))', json.dumps(hours)], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [planning._said(h) for h in hours]
 
