@@ -75,15 +75,15 @@ def _show(frame, out, title, models=None):
     checks = pd.read_csv(out/'checks.csv', keep_default_na=False)
     print(_wrap(faults_line(checks) or 'All controls behaved.') + '\n')
     print(text_table(table(frame), width=_width()))
-    best = '* best among the methods: nearest to gold, or lowest for gaps, divergences and time.'
-    print(f'\n{_wrap(best)}\n\n{_wrap(conclusion(frame))}\n')
+    best = '* best among the methods, by means alone: nearest to gold, or lowest for gaps, divergences and time.'
+    print(f'\n{_wrap(best)}\n\n{_wrap(conclusion(frame, checks))}\n')
     print('Checks against gold (controls first):\n')
     print(text_table(checked_table(checks), width=_width()) + '\n')
     fig = plot_summary(frame)
     with atomic(out/'figure.png') as tmp: fig.savefig(tmp, dpi=150)
     matplotlib.pyplot.close(fig)
     with atomic(out/'report.html') as tmp:
-        tmp.write_text(bench_page(frame, title, models or {}, provenance(), checks), encoding='utf-8')
+        tmp.write_text(bench_page(frame, title, models or {}, provenance(), checks, out), encoding='utf-8')
     for f in ('results.csv', 'checks.csv', 'report.html', 'figure.png'): print(out/f)
 
 def _width():
