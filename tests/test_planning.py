@@ -204,7 +204,7 @@ NETWORKS = {'small': dict(forward=10**9, weights=2*10**9, images=10**9), 'large'
 FIRST = dict(network='large', recipe='own', images=1_281_167, val=50_000, forget=10, replayed=100, epochs=90, batch=1000, gpus=8, tflops=790, utilisation=40, images_per_gpu=32,
              scaling=90, price=3.)
 CHANGED = [{}, dict(forget=1, gpus=512), dict(forget=50, replayed=5, network='small', epochs=5), dict(tflops=100, utilisation=12.5, scaling=70, images_per_gpu=100, batch=500, price=.5),
-           dict(images=10**9, batch=10_000, gpus=1, val=0)]
+           dict(images=10**9, batch=10_000, gpus=1, val=0), dict(batch=100, images_per_gpu=64)]
 
 
 @pytest.fixture(scope='module')
