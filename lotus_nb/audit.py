@@ -22,6 +22,7 @@ from .core import atomic, digest, provenance, unknown
 from .evaluation import TIERS, _and, _outcome, _records, strict, verdict
 from .metrics.ensembles import Attack, epsilon_certified, klom, klom_normal, memorisation
 from .metrics.ensembles import signed_shift, ulira_efficacy, ulira_privacy
+from .metrics.stats import jackknife
 
 # %% ../nbs/metrics/13_audit.ipynb #ec419036
 @dataclass(frozen=True, eq=False)
@@ -99,13 +100,13 @@ def _game(attack: Attack, images, margin):
     value, (low, high) = attack.auc(images) - .5, attack.interval(images=images, level=.9)
     return value, low - .5, high - .5, _outcome(low - .5, high - .5, margin)
 
-def _over_models(stat, *phis, blocks=16):
+def _over_models(stat, *phis, blocks=16, level=.9):
     "Value of a statistic, and its jackknife interval over parts of the models, left out of all arrays at once."
     n = len(phis[0])
     if (b := min(blocks, n)) < 5: raise ValueError(f'there are {n} models; it needs at least 5')
-    left = np.array([stat(*(p[np.arange(n) % b != k] for p in phis)) for k in range(b)])
-    value, half = stat(*phis), student.ppf(.95, b - 1)*((b - 1)/b*((left - left.mean())**2).sum())**.5
-    return float(value), float(value - half), float(value + half)
+    left = [float(stat(*(p[np.arange(n) % b != k] for p in phis))) for k in range(b)]
+    value = float(stat(*phis))
+    return value, *jackknife(value, left, level)
 
 def _ratio(cand, gold, gold2, images, margin):
     "KLoM above the floor, which is that of second golds, as a share of it."
@@ -284,7 +285,7 @@ def _values(phi, cand):
                  'normal KLoM, forget': (lambda c, g: klom_normal(c, g)[f].mean(), 'nats', f),
                  'still too sure (shift > 2)': (shift(1), 'share', f),
                  'over-forgotten (shift < −2)': (shift(-1), 'share', f)}
-        rows = [(k, *_over_models(stat, cand, gold, blocks=8), unit, int(of.sum()), 0)
+        rows = [(k, *_over_models(stat, cand, gold, blocks=8, level=.95), unit, int(of.sum()), 0)
                 for k, (stat, unit, of) in stats.items()]
         return [(k, v, max(low, 0), min(high, 1) if u == 'share' else high, u, *n) for k, v, low, high, u, *n in rows]
     (p, e), ok = _games(phi, cand), _enough(phi)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Sequence
 import numpy as np
 import pandas as pd
 
-from .core import doing, tell, unknown
+from .core import doing, reading, tell, unknown
 
 # %% ../nbs/data/03_cleaning.ipynb #85053435
 def permute_bits(
@@ -421,12 +421,10 @@ class _Known:
     "Hashes by digest, of one recipe, in memory and in a file."
     def __init__(self, file, recipe):
         self.file, self.recipe, self.rows = None if file is None else Path(file).expanduser(), recipe, {}
-        try:
-            if self.file is None or not self.file.exists(): return
+        if self.file is None: return
+        with reading('The cache', self.file):
+            if not self.file.exists(): return
             with open(self.file, encoding='utf-8', errors='replace', newline='') as f: head, *lines = [*f] or ['']
-        except OSError as e:
-            raise ValueError(f"The cache '{self.file}' cannot be read ({e.strerror}). "
-                             "Give the name of a file.") from None
         if head.rstrip('\n') != _HEAD:
             raise ValueError(f"'{self.file}' is not a cache of image hashes. Give another name, or delete it.")
         rest = r'\t([0-9a-f]{32})\t([0-9a-f]{16})\t(\d{1,9})\t(\d{1,9})\t([^\t]*)\n'
@@ -613,12 +611,9 @@ def read_table(
 ) -> pd.DataFrame:           # Text in every column
     "A table of files, checked."
     file = Path(file).expanduser()
-    try:
+    with reading('The table', file):
         if not file.is_file(): raise FileNotFoundError(f"There is no table '{file}'.")
         data = file.read_bytes()
-    except OSError as e:
-        if e.strerror is None: raise
-        raise ValueError(f"The table '{file}' cannot be read ({e.strerror}). Give a file that can.") from None
     if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
         raise ValueError(f"'{file}' is written in UTF-16. Save it as UTF-8.")
     text = data.decode('utf-8-sig', 'surrogateescape').replace('\r\n', '\n').replace('\r', '\n')

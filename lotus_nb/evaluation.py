@@ -23,7 +23,7 @@ from .methods.core import Unlearned
 from .metrics.attacks import signal
 from .metrics.core import Evidence, answers, evidence, get_metric, list_metrics, log_probs, measure, reference
 from .metrics.divergence import divergence
-from .metrics.stats import share_interval
+from .metrics.stats import jackknife, share_interval
 from .task import UnlearnTask
 
 # %% ../nbs/metrics/11_evaluation.ipynb #f4fcc125
@@ -300,8 +300,8 @@ def _interval_of(m, seen, value, n):
     cut = lambda b: {k: None if e is None else _without(e, images, b, blocks) for k, e in seen.items()}
     v = np.concatenate([measure([m], **cut(b))[0].value for b in range(blocks)])
     if len(v) < blocks: return np.nan, np.nan
-    half = student.ppf(.975, blocks - 1)*((blocks - 1)/blocks*((v - v.mean())**2).sum())**.5
-    return max(value - half, 0.), value + half
+    low, high = jackknife(value, v)
+    return max(low, 0.), high
 
 def _without(ev, parts, block, blocks):
     "The evidence without every so manieth image of these parts, and without other parts."
@@ -397,23 +397,13 @@ class Report:
     def __repr__(self): return f'Report({self.who}, {self.tier}, {len(self.frame)} values. {self.verdict})'
 
     def _repr_html_(self):
+        from lotus_nb.report import values_table
         grid = self.checks.pivot(index='check', columns='model', values='outcome').reindex(MARGINS).replace('none', '–')
         first = [c for c in dict.fromkeys([self.who, 'noop', 'gold2', 'destroyed', 'cheat']) if c in grid]
         return (f'<p><b>{html.escape(self.verdict)}</b></p><p><small>{self.tier}: {TIERS[self.tier][0]}. '
-                f'{TIERS[self.tier][1]}</small></p>{self._shown().to_html()}'
+                f'{TIERS[self.tier][1]}</small></p>{values_table(self).to_html()}'
                 f'{grid[first].to_html()}<small>{len(self.missing)} metrics not computed: see <code>.missing</code>; '
                 f'all {len(self.frame)} values: <code>.wide()</code>.</small>')
-
-    def _shown(self):
-        "The table for people: intervals beside values."
-        t = self.table()
-        put = lambda v, low=np.nan, high=np.nan: '–' if pd.isna(v) else f'{v:.3f}' + (
-            '' if pd.isna(low) else f' [{low:.3f}, {high:.3f}]')
-        return pd.DataFrame(dict(
-            before=[put(*r) for r in t[['before', 'before_low', 'before_high']].itertuples(index=False)],
-            after=[put(*r) for r in t[['after', 'low', 'high']].itertuples(index=False)],
-            gold=[put(*r) for r in t[['gold', 'gold_low', 'gold_high']].itertuples(index=False)],
-            floor=[put(v) for v in t.floor], unit=t.unit, n=t.n), index=[get_metric(m).title for m in t.index])
 
 def _records(df): return json.loads(df.to_json(orient='records'))
 

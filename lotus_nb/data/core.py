@@ -10,7 +10,6 @@ __all__ = ['DATA', 'Augment', 'Images', 'draw_stratified', 'take', 'split_forget
 
 # %% ../../nbs/data/00_core.ipynb #83565dda
 import hashlib, os, re
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Subset
 
-from ..core import digest, unknown
+from ..core import digest, reading, unknown
 
 # %% ../../nbs/data/00_core.ipynb #3408bc6b
 @dataclass(frozen=True)
@@ -196,21 +195,10 @@ def _whole_numbers(file):
         out.append(int(text))
     return np.array(out, dtype=np.int64)
 
-@contextmanager
-def _reading(what, name):
-    "What the system says of a path, as a sentence."
-    try: yield
-    except OSError as e:
-        if e.errno is None: raise                  # one of ours, a sentence already
-        said = os.fsencode(name).decode('utf-8', 'backslashreplace')
-        raise ValueError(f"{what} '{said[:80]}{'…' if len(said) > 80 else ''}' cannot be read "
-                         f"({(e.strerror or type(e).__name__).lower()}). Check its name, and whether you may read it."
-                         ) from None
-
 def read_positions(file: str | Path) -> Tensor:
     "Positions from a `.npy` file, or from a text file with one number in each line."
     file = Path(file).expanduser()
-    with _reading('The list', file): return _positions_in(file)
+    with reading('The list', file): return _positions_in(file)
 
 def _positions_in(file):
     if not file.is_file():
@@ -271,7 +259,7 @@ def find_data(
 ) -> list[Path]:                     # Files that match the first pattern with a match, sorted
     "Files of a data set."
     root = Path(root).expanduser() if root else DATA
-    with _reading('The folder', root):
+    with reading('The folder', root):
         for p in patterns:
             if found := sorted(root.glob(p)): return found
     raise FileNotFoundError(f"{what} is not in '{root}' (looked for {' or '.join(patterns)}). "

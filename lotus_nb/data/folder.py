@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..cleaning import list_images, open_picture, read_table, skipped_names
-from ..core import digest, doing, tell, unknown
-from .core import Images, Splits, _reading, check_positions, draw_stratified, read_positions
+from ..core import digest, doing, reading, tell, unknown
+from .core import Images, Splits, check_positions, draw_stratified, read_positions
 from .splits import ForgetSplit, _split, load_split
 
 # %% ../../nbs/data/07_folder.ipynb #6421db7e
@@ -270,7 +270,7 @@ def image_folder(
 
 def _tree(root):
     "Files below a folder with their classes and splits, in torchvision's order."
-    with _reading('The folder', root): table, tops = list_images(root), _folders(root)
+    with reading('The folder', root): table, tops = list_images(root), _folders(root)
     splits = [t for t in tops if t.lower() in _SPLITS]
     train = [t for t in splits if t.lower() in ('train', 'training')]
     if splits and not train:
@@ -293,7 +293,7 @@ def _folders(root):
 
 def _check_folders(root, part, table):
     "A class without images would move the numbers of those after it."
-    with _reading('The folder', os.path.join(root, part)): folders = _folders(Path(root)/part)
+    with reading('The folder', os.path.join(root, part)): folders = _folders(Path(root)/part)
     faulty = table[table['error'] != '']['file'].map(os.path.basename)
     for name in sorted(set(folders) - set(table['label']) - set(faulty)):
         raise ValueError(f"The class folder '{_shown(os.path.join(part, name))}' holds no images. Fill or remove it: "
@@ -307,7 +307,7 @@ def image_table(
     **how,                             # Further arguments of `image_files`
 ) -> Splits:
     "Splits of the files that a table lists."
-    with _reading('The table', file): t = read_table(file, ('file', 'label'))
+    t = read_table(file, ('file', 'label'))
     root = Path(root or Path(file).expanduser().parent)
     t['file'] = [_below(f, root) for f in t['file']]
     if len(twice := t['file'][t['file'].duplicated()]):
@@ -349,7 +349,7 @@ def read_names(file: str | Path) -> list[str]:
 def _lines(file):
     "Numbers and texts of the lines that are not blank."
     file = Path(file).expanduser()
-    with _reading('The list', file):
+    with reading('The list', file):
         if not file.is_file(): raise FileNotFoundError(f"There is no list '{file}' of file names.")
         text = file.read_bytes().decode('utf-8-sig', 'surrogateescape')
     return [(i, l.strip()) for i, l in enumerate(re.split(r'\r\n|\r|\n', text), 1) if l.strip()]
@@ -388,7 +388,7 @@ def read_forget(
 ) -> Tensor:           # (M,) positions in `data`
     "What a file asks to forget, checked."
     file = Path(file).expanduser()
-    with _reading('The list', file):
+    with reading('The list', file):
         if not file.is_file():
             raise FileNotFoundError(f"There is no file '{file}' with what to forget. Give a list of file names or of "
                                     "positions to forget, one in each line, an `.npy` array, or a stored split.")

@@ -17,9 +17,10 @@ from typing import Any, Callable
 
 import numpy as np
 from scipy.special import expit, logsumexp
-from scipy.stats import anderson_ksamp, beta, false_discovery_control, ks_2samp, t
+from scipy.stats import anderson_ksamp, beta, false_discovery_control, ks_2samp
 
 from ..core import unknown
+from .stats import jackknife
 
 # %% ../../nbs/metrics/08_ensembles.ipynb #34faec45
 @dataclass(frozen=True, eq=False)
@@ -147,8 +148,8 @@ class Attack:
         b = min(blocks, len(names))
         if b < 3: raise ValueError(f"There are {len(names)} groups of models; an interval needs at least 3.")
         values = np.array([stat((self.refit or self._keep)(at % b != k)) for k in range(b)])
-        half = t.ppf((1 + level)/2, b - 1)*((b - 1)/b*((values - values.mean())**2).sum())**.5
-        return float(max(stat(self) - half, 0)), float(min(stat(self) + half, 1))
+        low, high = jackknife(stat(self), values, level)
+        return max(low, 0.), min(high, 1.)
 
     def _keep(self, rows): return Attack(self.score[rows], self.side[rows], self.fold[rows], self.group[rows])
 
