@@ -365,9 +365,8 @@ class Report:
         seen, key = self.evidence or {}, (m, model)
         if key not in self._memo:
             own = 'gold' not in get_metric(m).refs or model != 'gold'        # gold beside itself varies by nothing
-            try: self._memo[key] = (_interval_of(m, {**seen, 'new': seen[model]}, value, n)
-                                    if np.isfinite(value) and own and seen.get(model) is not None else (np.nan,)*2)
-            except (ValueError, KeyError): self._memo[key] = np.nan, np.nan  # what a metric of so few images refuses
+            there = np.isfinite(value) and own and seen.get(model) is not None
+            self._memo[key] = _interval_of(m, {**seen, 'new': seen[model]}, value, n) if there else (np.nan, np.nan)
         return self._memo[key]
 
     def answers(self) -> dict[str, pd.DataFrame]:

@@ -9,10 +9,11 @@ from torch.utils.data import Subset, TensorDataset
 from typer.testing import CliRunner
 
 import lotus_nb.evaluation as ev
-from lotus_nb.audit import AUDIT_MARGINS, Phi, audit, audit_checks, save_phi
+from lotus_nb.audit import AUDIT_MARGINS, Phi, _over_models, audit, audit_checks, save_phi
 from lotus_nb.cli import app
 from lotus_nb.evaluation import MARGINS, compare_reports, evaluate, faults, judge, run_checks
 from lotus_nb.metrics.core import Evidence, reference, save_evidence
+from lotus_nb.metrics.ensembles import klom_normal
 from lotus_nb.task import UnlearnTask
 from lotus_nb.train import digits_task
 
@@ -156,6 +157,25 @@ def test_too_few_images_is_said_and_not_computed(seen):
     assert report.invalid and 'there are 6 forget images; it needs at least 10' in list(report.checks.why)
 
 
+def test_the_interval_of_an_area_is_of_that_area():
+    "Test images of a class that nobody forgets count in the area, and therefore in its interval."
+    rng = np.random.default_rng(0)
+    def z(y, m): return np.stack([np.where(y == k, m, 0) for k in range(2)], 1).astype(np.float32)
+    y = {'forget': np.zeros(60, int), 'retain': np.zeros(60, int), 'test': np.repeat([0, 1], 100)}
+    m = {p: rng.normal(np.where(v == 1, 3., 0.)) for p, v in y.items()}
+    e = Evidence({p: z(y[p], m[p]) for p in y}, y, {p: np.arange(len(v)) for p, v in y.items()})
+    r = judge(dict(new=e, original=e)).table(['auc_loss']).iloc[0]
+    assert r.low <= r.after <= r.high < .4 and ev.matched_area(e).value > .4
+
+
+def test_numbers_of_one_request_are_at_95_percent():
+    phi = one_request()
+    low, high = audit(phi).values.set_index(['model', 'number']).loc[('noop', 'normal KLoM, forget'), ['low', 'high']]
+    f, stat = phi.forget[0], lambda c, g: klom_normal(c, g)[f].mean()
+    at = {level: _over_models(stat, phi.original, phi.gold, blocks=8, level=level)[1:] for level in (.9, .95)}
+    assert np.allclose((low, high), at[.95]) and not np.allclose((low, high), at[.9])
+
+
 def test_intervals_hold_their_values(seen):
     "On forget sets with other class shares than the test set, too."
     eights = seen['original'].labels['forget'] >= 5
@@ -173,6 +193,8 @@ def test_json_is_strict(task, seen):
     read = json.loads(report.to_json(), parse_constant=lambda c: pytest.fail(f'{c} is no JSON'))
     facts = read['facts']
     assert facts['seconds'] is None and facts['seed'] is None and {'when', 'versions', 'commit', 'device'} <= set(facts['evaluated'])
+    odd = json.loads(judge({**seen, 'new': seen['gold']}, hparams=dict(lr=float('nan'), decay=np.float32(.5), on=np.inf)).to_json())
+    assert odd['facts']['hparams'] == dict(lr=None, decay=.5, on=None)
     assert json.loads(audit(drawn()).to_json(), parse_constant=lambda c: pytest.fail(c))['facts']['evaluated']['when']
 
 
