@@ -67,16 +67,10 @@ def forget_parts(
     return out
 
 # %% ../nbs/engine/05_ensemble.ipynb #fb017177
-class _Positions:
-    "A data set whose images are their own positions, so that a `Loader` says in which order it would read."
-    def __init__(self, rows): self.rows = rows
-    def __len__(self): return len(self.rows)
-    def batch(self, at, train=False): return self.rows[at], self.rows[at]
-
 def _order(rows, size, epochs, seed):
     "Positions (epochs·steps, B) in the order in which `train` reads them; -1 fills short batches up."
-    loader = Loader([(_Positions(rows), torch.arange(len(rows)), False)], size, True, torch.device('cpu'), 2**31)
-    with seeded(seed): batches = [b.y for _ in range(epochs) for b in loader]
+    loader = Loader([(rows, torch.arange(len(rows)), False)], size, True, torch.device('cpu'), 2**31)
+    with seeded(seed): batches = [rows[at] for _ in range(epochs) for at in loader.order()]
     return pad_sequence(batches, batch_first=True, padding_value=-1)
 
 def _stacked(models):

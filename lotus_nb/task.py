@@ -89,8 +89,12 @@ class Loader:
         size, rest = divmod(self.n, self.size)
         return size + bool(rest) - (self.train and rest == 1 and size > 0)
 
+    def order(self) -> list[Tensor]:
+        "Positions of the images of each batch, for one pass."
+        return _chunks(self.n, self.size, self.train)
+
     def __iter__(self) -> Iterator[Batch]:
-        chunks = _chunks(self.n, self.size, self.train)
+        chunks = self.order()
         for b in (self._resident if all(hasattr(d, 'batch') for d, *_ in self.parts) else self._read)(chunks):
             yield b if not (self.train and self.augment) else b._replace(x=self.augment(b.x))
 

@@ -13,7 +13,7 @@ __all__ = ['Normals', 'shrunk_normals', 'Kernels', 'kernel_densities', 'Attack',
 # %% ../../nbs/metrics/08_ensembles.ipynb #929bffb7
 import warnings
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import numpy as np
 from scipy.special import expit, logsumexp
@@ -144,12 +144,21 @@ class Attack:
         "Jackknife interval over groups of models, with all fits done again."
         if not 0 < level < 1: raise ValueError(f"`level` is {level}; it must lie between 0 and 1, as .95 does.")
         stat = (lambda a: a.auc(images)) if fpr is None else lambda a: a.tpr(fpr, images)
+        low, high = jackknife(stat(self), [stat(a) for a in self.without(blocks)], level)
+        return max(low, 0.), min(high, 1.)
+
+    def without(self,
+        blocks: int = 16,     # Parts of the groups
+    ) -> Iterator['Attack']:
+        "The attack without each part of its models in turn, all fits done again: what an interval rests on."
         names, at = np.unique(self.group, return_inverse=True)
         b = min(blocks, len(names))
         if b < 3: raise ValueError(f"There are {len(names)} groups of models; an interval needs at least 3.")
-        values = np.array([stat((self.refit or self._keep)(at % b != k)) for k in range(b)])
-        low, high = jackknife(stat(self), values, level)
-        return max(low, 0.), min(high, 1.)
+        for k in range(b):
+            try: yield (self.refit or self._keep)(at % b != k)
+            except ValueError as e:
+                raise ValueError(f"An interval leaves out each of {b} parts of the models in turn. "
+                                 f"Without part {k + 1}: {e}") from None
 
     def _keep(self, rows): return Attack(self.score[rows], self.side[rows], self.fold[rows], self.group[rows])
 
