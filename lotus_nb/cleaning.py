@@ -7,16 +7,16 @@ Docs: https://example.github.io/lotus_nb/data/cleaning.html.md"""
 # %% auto #0
 __all__ = ['HASHES', 'MUFAC_ORDER', 'permute_bits', 'Pairs', 'TooManyPairs', 'pairs_within', 'distance_histogram', 'image_hash',
            'open_picture', 'list_images', 'skipped_names', 'hash_images', 'find_duplicates', 'find_leaks', 'Cleaned',
-           'clean_splits', 'shared_across', 'read_table', 'mufac_files']
+           'clean_splits', 'as_wide', 'shared_across', 'read_table', 'mufac_files']
 
 # %% ../nbs/data/03_cleaning.ipynb #062ef0ff
 import csv, hashlib, io, os, re, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import combinations
+from itertools import chain, combinations
 from math import comb
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 import pandas as pd
@@ -150,8 +150,7 @@ def pairs_within(
     max_pairs: int = 20_000_000,     # More are an error; a pair takes about 80 bytes on the way
 ) -> Pairs:
     "All pairs of hashes that differ in at most `radius` bits: exact, whatever the data."
-    if not isinstance(radius, (int, np.integer)) or not 0 <= radius <= 64:
-        raise ValueError(f"`radius` is {radius!r}; it must be a whole number of bits between 0 and 64.")
+    _check_radius(radius)
     same, a = b is None, _hashes(a, 'a')
     b = a if same else _hashes(b, 'b')
     left = _group(a)
@@ -189,8 +188,8 @@ def _near_groups(left, right, radius, same, most, total):
         if n > most:
             worst = max(left.size.max(), right.size.max())
             raise TooManyPairs(f"More than {most:,} pairs lie within distance {radius}; one hash alone occurs "
-                               f"{worst:,} times. Clean first (`clean_splits` lists no pairs), take a smaller radius, "
-                               "or raise `max_pairs`.")
+                               f"{worst:,} times. Drop copies first (`clean_splits` copes with any number), take a "
+                               "smaller radius, or raise `max_pairs`.")
         return n
     counted(total)
     parts = []
@@ -206,6 +205,10 @@ def _search(a, b, radius, same):
     bands, agree = _plan(a, b, radius, same)
     if not bands: return _all_against_all(a, b, radius, same)
     return _by_bands(a, b, radius, same, bands, agree)
+
+def _check_radius(radius, name='radius'):
+    if not isinstance(radius, (int, np.integer)) or not 0 <= radius <= 64:
+        raise ValueError(f"`{name}` is {radius!r}; it must be a whole number of bits between 0 and 64.")
 
 def _hashes(x, name):
     x = np.asarray(x)
@@ -232,20 +235,20 @@ def distance_histogram(
     return (square.sum(0) + square.sum(1))[:65] + odd
 
 # %% ../nbs/data/03_cleaning.ipynb #1ee81c61
-HASHES = {'phash': 'phash', 'dhash': 'dhash', 'whash': 'whash', 'average': 'average_hash'}
+HASHES = {'phash': 'phash', 'dhash': 'dhash', 'whash': 'whash', 'average': 'average_hash',
+          'crop_resistant': 'crop_resistant_hash'}
 
 def image_hash(
     image: Any,           # A `PIL.Image`
-    kind: str = 'phash',  # 'phash' (signs of low frequencies), 'dhash' (gradients), 'whash' (wavelets) or 'average'
-) -> int:                 # 64 bits; as hexadecimal digits, what ImageHash prints
+    kind: str = 'phash',  # 'phash' (signs of low frequencies), 'dhash' (gradients), 'whash' (wavelets), 'average', or
+                          # 'crop_resistant' (gradients of each region)
+) -> int | tuple[int, ...]:  # 64 bits; as hexadecimal digits, what ImageHash prints. Of regions: one for each, ascending
     "Perceptual hash of a picture."
-    return int(str(getattr(_imagehash(kind), HASHES[kind])(image)), 16)
+    words = str(getattr(_imagehash(kind), HASHES[kind])(image)).split(',')
+    return tuple(sorted({int(w, 16) for w in words})) if kind == 'crop_resistant' else int(words[0], 16)
 
 def _imagehash(kind):
-    "The package ImageHash, if it is here and the kind is one that fits."
-    if 'crop' in str(kind):
-        raise ValueError("The crop-resistant hash is refused: it is a list of hashes, as long as a picture has bright "
-                         f"and dark regions, and not one of 64 bits. Take {', '.join(HASHES)}.")
+    "The package ImageHash, if it is here and the kind is known."
     if kind not in HASHES: raise ValueError(unknown('hash', kind, HASHES))
     try: import imagehash
     except ImportError:
@@ -355,7 +358,7 @@ def hash_images(
     cache: str | Path | None = None,   # File of hashes by digest of an image's bytes; made where missing
     max_pixels: int = 89_478_485,      # As in `open_picture`
     workers: int | None = None,        # Threads; None takes one for each processor
-) -> pd.DataFrame:                     # file, …, hash (UInt64, missing where unreadable), width, height, note, error
+) -> pd.DataFrame:                     # file, …, hash (UInt64, or tuples; missing where unreadable), width, height, note, error
     "Perceptual hashes of images, each with its name; unreadable ones are named as well."
     import PIL
     recipe = f'{kind} · ImageHash {_imagehash(kind).__version__} · Pillow {PIL.__version__}'
@@ -374,7 +377,9 @@ def hash_images(
             tell(len(rows), len(frame))
     columns = list(zip(*rows)) if rows else [()]*5
     rest = dict(zip(('width', 'height', 'note', 'error'), map(list, columns[1:])))
-    return frame.assign(hash=pd.array(columns[0], dtype='UInt64'), **rest)
+    several = kind == 'crop_resistant'
+    hashes = pd.Series(columns[0], frame.index, object) if several else pd.array(columns[0], dtype='UInt64')
+    return frame.assign(hash=hashes, **rest)
 
 def _listed(files, root):
     "A frame of names, and a function from a position to the bytes of an image."
@@ -427,10 +432,13 @@ class _Known:
             with open(self.file, encoding='utf-8', errors='replace', newline='') as f: head, *lines = [*f] or ['']
         if head.rstrip('\n') != _HEAD:
             raise ValueError(f"'{self.file}' is not a cache of image hashes. Give another name, or delete it.")
-        rest = r'\t([0-9a-f]{32})\t([0-9a-f]{16})\t(\d{1,9})\t(\d{1,9})\t([^\t]*)\n'
+        several = recipe.startswith('crop_resistant')
+        hashes = '[0-9a-f]{16}(?:,[0-9a-f]{16})*' if several else '[0-9a-f]{16}'
+        rest = rf'\t([0-9a-f]{{32}})\t({hashes})\t(\d{{1,9}})\t(\d{{1,9}})\t([^\t]*)\n'
         whole = re.compile(re.escape(recipe) + rest)
         for key, h, w, t, note in (m.groups() for m in map(whole.fullmatch, lines) if m):
-            self.rows[key] = (int(h, 16), int(w), int(t), note)
+            read = tuple(int(p, 16) for p in h.split(','))
+            self.rows[key] = (read if several else read[0], int(w), int(t), note)
 
     def add(self, rows):
         self.rows.update({k: r[:4] for k, r in rows.items()})
@@ -440,7 +448,8 @@ class _Known:
         with open(self.file, 'a+b') as f:
             if new: f.write(f'{_HEAD}\n'.encode())
             elif f.seek(-1, 2) and f.read() != b'\n': f.write(b'\n')
-            lines = (f'{self.recipe}\t{k}\t{h:016x}\t{w}\t{t}\t{n}\n' for k, (h, w, t, n, _) in rows.items())
+            def digits(h): return ','.join(f'{p:016x}' for p in (h if isinstance(h, tuple) else (h,)))
+            lines = (f'{self.recipe}\t{k}\t{digits(h)}\t{w}\t{t}\t{n}\n' for k, (h, w, t, n, _) in rows.items())
             f.write(''.join(lines).encode())
 
 _HEAD = 'recipe\tdigest\thash\twidth\theight\tnote'
@@ -481,9 +490,9 @@ def _ordered(frame):
 
 def _pair_table(f, jobs, radius, also, max_pairs):
     "One row for each pair within the radius, between the rows of each job."
-    hashes, pairs = f['hash'].to_numpy(np.uint64), [(np.zeros((0, 2), np.int64), np.zeros(0, np.uint8))]
+    hashes, pairs = _hash_column(f), [(np.zeros((0, 2), np.int64), np.zeros(0, np.uint8))]
     for a, b in jobs:
-        index, distance = pairs_within(hashes[a], None if a is b else hashes[b], radius, max_pairs)
+        index, distance = _image_pairs(hashes[a], None if a is b else hashes[b], radius, max_pairs)
         max_pairs -= len(index)
         pairs.append((np.stack([a[index[:, 0]], b[index[:, 1]]], 1), distance))
     index, distance = (np.concatenate(p) for p in zip(*pairs))
@@ -492,34 +501,71 @@ def _pair_table(f, jobs, radius, also, max_pairs):
     return pd.DataFrame({**out, 'distance': distance.astype(int),
                          **{f'{c}_{s}': side[c] for c in also if c in f for s, side in zip('ab', sides)}})
 
+def _hash_column(f):
+    "64-bit numbers; or tuples of them, where an image has one for each region."
+    several = f['hash'].dtype == object and f['hash'].map(type).eq(tuple).any()
+    return f['hash'].to_numpy(object if several else np.uint64)
+
+def _regions(x):
+    "All hashes in one row, and for each the position of its image."
+    if x.dtype != object: return x, np.arange(len(x))
+    each = [len(t) for t in x]
+    return np.fromiter(chain.from_iterable(x), np.uint64, sum(each)), np.repeat(np.arange(len(x)), each)
+
+def _image_pairs(x, y, radius, max_pairs=20_000_000):
+    "As `pairs_within`, for images: those with several hashes are as far apart as the two of them that are nearest."
+    if x.dtype != object: return pairs_within(x, y, radius, max_pairs)
+    (a, own), (b, other) = _regions(x), _regions(x if y is None else y)
+    index, distance = pairs_within(a, None if y is None else b, radius, max_pairs)
+    p, q = own[index[:, 0]], other[index[:, 1]]
+    apart = np.flatnonzero(p != q) if y is None else np.arange(len(p))
+    size = max(1, len(x if y is None else y))
+    code, distance = p[apart]*size + q[apart], distance[apart]
+    order = np.lexsort((distance, code))
+    code, first = np.unique(code[order], return_index=True)
+    return Pairs(np.stack(np.divmod(code, size), 1), distance[order][first])
+
 # %% ../nbs/data/03_cleaning.ipynb #1ce836e5
+_NONE = 1 << 60
+
 def _nearest(x, y, radius):
     "For each of `x`, the position of its nearest in `y` within the radius (first of equals) and the distance; or -1."
-    values, inverse = np.unique(x, return_inverse=True)
-    others, first = np.unique(y, return_index=True)
-    index, distance = pairs_within(values, others, radius)
-    return [v[inverse] for v in _best(index[:, 0], first[index[:, 1]], distance, len(values))]
+    (a, own), (b, other) = _regions(x), _regions(y)
+    values, back = np.unique(a, return_inverse=True)
+    others, first = np.unique(b, return_index=True)
+    best, found = np.full(len(values), _NONE), np.full(len(x), _NONE)   # distance and position in one number
+    for u, v in _search(values, others, radius, False):                 # never more than a block of pairs at a time
+        i, j = np.searchsorted(values, u), np.searchsorted(others, v)
+        np.minimum.at(best, i, np.bitwise_count(u ^ v).astype(np.int64) << 48 | other[first[j]])
+    np.minimum.at(found, own, best[back])
+    some = found < _NONE
+    return np.where(some, found & (1 << 48) - 1, -1), np.where(some, found >> 48, 0)
 
-def _best(owner, candidate, distance, n):
-    "For each owner, its candidate at the least distance, the first of equals, and that distance; or -1."
-    twin, far = np.full(n, -1), np.zeros(n, np.int64)
-    order = np.lexsort((-candidate, -distance.astype(np.int64), owner))  # the best comes last, and is written last
-    twin[owner[order]], far[owner[order]] = candidate[order], distance[order]
-    return twin, far
+def _stays(x, radius, most=2_000_000):
+    "Which of different hashes, in order of preference, stay: each does unless one that stays already is its twin."
+    out = np.ones(len(x), bool)
+    if len(x) < 2: return out
+    try: index = _image_pairs(x, None, radius, most).index
+    except TooManyPairs:                                     # by halves; the second first loses what the first replaces
+        half = len(x)//2
+        out[:half] = _stays(x[:half], radius, most)
+        rest = half + np.flatnonzero(_nearest(x[half:], x[:half][out[:half]], radius)[0] < 0)
+        out[half:] = False
+        out[rest] = _stays(x[rest], radius, most)
+        return out
+    for i, j in index.tolist():
+        if out[i]: out[j] = False
+    return out
 
 def _within(x, radius):
     "For each of `x`, in order of preference, the position of the twin that stays in its place and the distance; or -1."
-    values, first, inverse = np.unique(x, return_index=True, return_inverse=True)
-    rank = np.argsort(first)
-    place, first = np.argsort(rank)[inverse], first[rank]
-    index, distance = pairs_within(values[rank], radius=radius)
-    stays = np.ones(len(rank), bool)
-    for i, j in index.tolist():
-        if stays[i]: stays[j] = False
-    good = stays[index[:, 0]] & ~stays[index[:, 1]]
-    twin, far = _best(index[good, 1], first[index[good, 0]], distance[good], len(rank))
-    twin = np.where(stays, first, twin)[place]
-    return np.where(twin == np.arange(len(x)), -1, twin), far[place]
+    codes, values = pd.factorize(x)                          # in the order in which they first occur
+    first, stays = np.unique(codes, return_index=True)[1], _stays(values, radius)
+    twin, far = first.copy(), np.zeros(len(values), np.int64)
+    near, far[~stays] = _nearest(values[~stays], values[stays], radius)
+    twin[~stays] = first[stays][near] if len(near) else near
+    twin = twin[codes]
+    return np.where(twin == np.arange(len(x)), -1, twin), far[codes]
 
 # %% ../nbs/data/03_cleaning.ipynb #a26b8122
 MUFAC_ORDER = (('forget', 'retain'), ('val', 'test'), ('test', 'forget', 'retain'))
@@ -529,7 +575,8 @@ class Cleaned(NamedTuple):
     frame: pd.DataFrame      # Every row that came in: kept, why, twin (file that stays for it), distance (to its twin)
     steps: pd.DataFrame      # step, split, dropped, left
     conflicts: pd.DataFrame  # Dropped files whose twin has another label
-    leaks: pd.DataFrame      # Pairs across splits that remain, at the wider distance
+    leaks: pd.DataFrame      # Pairs across splits that remain, up to `looked` bits apart
+    looked: int              # The wider distance, or less where a table cannot hold so many pairs
 
 def clean_splits(
     frame: pd.DataFrame,                            # From `hash_images`: file, split, hash; perhaps label
@@ -541,12 +588,13 @@ def clean_splits(
 ) -> Cleaned:
     "Drop what leaks from split to split, step by step, and then what a split has twice."
     if keep not in ('name', 'pixels'): raise ValueError(unknown('order to keep', keep, ('name', 'pixels')))
+    for name, bits in dict(radius=radius, look=look).items(): _check_radius(bits, name)
     f = _ordered(frame)
     f['error'] = ''
     if keep == 'pixels':
         f = f.assign(_pixels=-f['width']*f['height']).sort_values(['split', '_pixels', 'file'], ignore_index=True)
     _check_order(order, frame['split'].unique())
-    split, hashes = f['split'].to_numpy(object), f['hash'].to_numpy(np.uint64)
+    split, hashes = f['split'].to_numpy(object), _hash_column(f)
     why, twin, distance, steps = np.full(len(f), '', object), np.full(len(f), -1), np.zeros(len(f), int), []
     def step(name, what, mine, found):
         at, far = found
@@ -563,8 +611,19 @@ def clean_splits(
         step(name, 'twin in the same split', mine, at(mine, _within(hashes[mine], radius)))
     f = f.assign(kept=why == '', why=why, distance=distance,
                  twin=pd.Series([f['file'].iat[t] if t >= 0 else '' for t in _survivors(twin)], dtype=object))
+    leaks, looked = as_wide(lambda r: find_leaks(f[f['kept']], r), max(radius, look))
     return Cleaned(_with_unreadable(frame, f), pd.DataFrame(steps, columns=['step', 'split', 'dropped', 'left']),
-                   _conflicts(f, twin), find_leaks(f[f['kept']], max(radius, look)))
+                   _conflicts(f, twin), leaks, looked)
+
+def as_wide(
+    find: Callable[[int], pd.DataFrame],  # From a distance to a table; may raise `TooManyPairs`
+    distance: int,                        # The widest, in bits
+) -> tuple[pd.DataFrame, int]:            # The table, and the distance it goes up to
+    "A table of pairs up to the widest distance at which it can hold them."
+    for d in range(distance, 0, -1):
+        try: return find(d), d
+        except TooManyPairs: pass
+    return find(0), 0
 
 def _survivors(twin):
     "Positions of those that stay: a twin that went later is followed to the one in its own place."

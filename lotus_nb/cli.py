@@ -801,7 +801,7 @@ def clean(
                                                  )] = None,
     radius: Annotated[int, typer.Option(min=0, max=64, help='Bits in which the hashes of twins may differ.')] = 0,
     look: Annotated[int, typer.Option(min=0, max=64, help='Bits up to which pairs are listed and shown.')] = 4,
-    hash_: Annotated[str, typer.Option('--hash', help='phash, dhash, whash or average.')] = 'phash',
+    hash_: Annotated[str, typer.Option('--hash', help='phash, dhash, whash, average or crop_resistant.')] = 'phash',
     keep: Annotated[str, typer.Option(help="Which copy within a split stays: the first by 'name', or the one with "
                                            "most 'pixels'.")] = 'name',
     max_pixels: Annotated[int, typer.Option(min=1, help='Larger images are not opened, and named.')] = 89_478_485,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Subset
 
-from .cleaning import hash_images, pairs_within
+from .cleaning import _hash_column, _image_pairs, hash_images
 from .core import digest, doing, tell, unknown
 from .data.core import split_forget
 from .loop import device_of, evaluating
@@ -250,7 +250,7 @@ def _by_hash(task, *, kind, radius, **_):
         if stored: pictures = (part.pixels[i.to(part.pixels.device)] for i in part.ids.split(1000))
         else: pictures = (_stretched(b.x) for b in task.loader(name, train=False))
         return np.concatenate([_hashes(p, kind) for p in pictures])
-    (i, j), far = (p := pairs_within(*map(hashes, parts, ('forget', 'retain')), radius=radius)).index.T, p.distance
+    (i, j), far = (p := _image_pairs(*map(hashes, parts, ('forget', 'retain')), radius)).index.T, p.distance
     order = np.lexsort((j, i, far))
     return pd.DataFrame({'a': i[order], 'b': j[order], 'distance': far[order].astype(int)})
 
@@ -264,7 +264,7 @@ def _hashes(pictures, kind):
     except ImportError as e:
         raise ImportError("Looking for twins by hash needs the package imagehash, which is not installed: "
                           "`pip install imagehash`. Without it, take by='pixels' or by='features'.") from e
-    return frame['hash'].to_numpy(np.uint64)
+    return _hash_column(frame)
 
 def _by_features(task, *, threshold, layer, grid, model, **_):
     rows = [features(model or task.model, task.loader(n, train=False), layer, grid=grid) for n in ('forget', 'retain')]

@@ -33,11 +33,11 @@ def hashed(splits):
     return frame.assign(split=split, label=[every.classes[y] for y in every.labels])
 
 
-def fig3(frame):
-    "Numbers of pairs by distance, and the first ones."
+def fig3(frame, divided):
+    "Numbers of pairs by distance, and the first ones: within train and test, across them, and of forget and retain."
     f = frame.assign(split=frame['split'].replace('val', 'test'))                 # the published test set, not its halves
-    out = {}
-    for kind, pairs in (('within', find_duplicates(f, LOOK)), ('across', find_leaks(f, LOOK))):
+    task, out = divided[divided['split'].isin(['forget', 'retain'])], {}
+    for kind, pairs in (('within', find_duplicates(f, LOOK)), ('across', find_leaks(f, LOOK)), ('forget and retain', find_leaks(task, LOOK))):
         first = pairs.sort_values(['distance', 'file_a', 'file_b'], ignore_index=True).head(SHOWN)
         out[kind] = dict(counts=np.bincount(pairs['distance'], minlength=LOOK + 1).tolist(),
                          other_label=np.bincount(pairs['distance'][pairs['label_a'] != pairs['label_b']], minlength=LOOK + 1).tolist(),
@@ -75,8 +75,8 @@ def main():
     for name in ('cifar10', 'cifar100'):
         splits = cifar(name, a.root)
         with show_progress(): frame = hashed(splits)
-        found['fig3'][name], found['fig5'][name] = fig3(frame), fig5(frame, splits)
-        found['fig4'][name] = fig4(forget_and_retain(frame, splits, 0)[0])
+        divided = forget_and_retain(frame, splits, SEEDS[0])[0]
+        found['fig3'][name], found['fig4'][name], found['fig5'][name] = fig3(frame, divided), fig4(divided), fig5(frame, splits)
     note = dict(command='python tools/figures.py', hash=f'phash · ImageHash {imagehash.__version__} · Pillow {PIL.__version__}', **provenance())
     for name, sets in found.items():
         with atomic(a.out/f'{name}.json') as tmp: tmp.write_text(json.dumps(dict(provenance=note, sets=sets)) + '\n')

@@ -20,7 +20,7 @@ from ..cleaning import list_images
 from ..core import unknown
 from .cifar import CIFAR_STATS, class_names
 from .core import Augment, Splits, find_data, positions_of
-from .folder import _check_folders, _shown, hold, image_files, image_folder, read_names
+from .folder import _check_folders, _shown, hold, image_files, image_folder, read_names, with_skipped
 from .splits import draw_per_class
 
 # %% ../../nbs/data/09_more_sets.ipynb #c8425ef4
@@ -69,6 +69,7 @@ def tiny_imagenet(
     table = pd.concat([_labelled(home, 'train'), val], ignore_index=True)
     splits = image_files(table, home, sorted(listed) if order == 'sorted' else listed,
                          **dict(size=64, seed=seed, name='tiny-imagenet') | how)
+    splits = with_skipped(splits, home, 'train', 'val')
     splits = _named(splits, read_synsets(home/'words.txt') if (home/'words.txt').exists() else {})
     return hold(splits, device, augment) if resident else splits
 
@@ -115,7 +116,7 @@ def imagenet(
         raise ValueError(f"{where} {len(classes)} synsets, not {n_classes}, so class numbers would not be those of "
                          "other models. Pass the list of all synsets as `names`, or set `n_classes`.")
     prepared = dict(size=224, resize=256, stats=IMAGENET_STATS, check='none', seed=seed, name='imagenet')
-    return _named(image_files(table, home, classes, **prepared | how), synsets)
+    return _named(with_skipped(image_files(table, home, classes, **prepared | how), home, 'train', 'val'), synsets)
 
 def _validation(home):
     "Validation files with labels: those of their folders, or, without folders, of Kaggle's table."
