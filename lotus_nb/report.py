@@ -445,8 +445,13 @@ _CHECKED = {'utility': 'Does it still classify? Test accuracy against gold (agai
             'answers': 'Are its answers about the forget images as near to gold\'s as those of another gold? 0: yes; '
                        '1: twice as far.',
             'collateral': 'The same for test images, whose answers nobody asked to change.'}
-_NO_ULIRA = ('U-LiRA by stratum of memorisation is not at this tier: it needs many models. Train them with '
-             '`gold_ensemble`, store their answers with `save_phi`, and `lotus-nb audit` makes its page (tier T3).')
+_MANY_MODELS = 'Train them with `gold_ensemble`, store their answers with `save_phi`, and `lotus-nb audit` makes its page.'
+_HOW = {'T1': '`evaluate` judges one model.', 'T2': _MANY_MODELS, 'T3': f'By stratum of memorisation. {_MANY_MODELS}',
+        'T4': '`lotus_nb.data.poison` plants it, `lotus_nb.metrics.stress` looks for it.'}
+
+def _other_tiers(tier):
+    "What was not run, and how it is."
+    return [f'Not run here: {t}, {TIERS[t][0]}. {how}' for t, how in _HOW.items() if t != tier]
 
 def bench_page(
     df: pd.DataFrame,                         # Rows of `bench`, of one task
@@ -521,7 +526,8 @@ def _checks_html(checks, v):
 def _limits(tier, models):
     "What the tier cannot see, and which controls it lacks."
     lacks = ''.join(f'<li>{html.escape(t)}</li>' for t in _lacking(tier, models))
-    return (f'<p>{html.escape(TIERS[tier][1])}</p><ul>{lacks}<li>{_NO_ULIRA.replace("`", "")}</li></ul>')
+    others = ''.join(f'<li>{html.escape(t).replace("`", "")}</li>' for t in _other_tiers(tier))
+    return f'<p>{html.escape(TIERS[tier][1])}</p><ul>{lacks}{others}</ul>'
 
 def _lacking(tier, models):
     "Controls that are not there, and what stays unchecked for it."
@@ -623,7 +629,8 @@ def report_markdown(
     return '\n\n'.join([f'## {_flag(report)}Unlearning: {report.who}', f'**{report.verdict}**', _asked(facts),
                         f'Tier {report.tier}: {TIERS[report.tier][0]}. {TIERS[report.tier][1]}', *lacks,
                         markdown_table(checks_table(report)), markdown_table(values_table(report)),
-                        '\n'.join(f'- {k}: {v}' for k, v in ran.items())]) + '\n'
+                        '\n'.join(f'- {k}: {v}' for k, v in ran.items()),
+                        '\n'.join(f'- {t}' for t in _other_tiers(report.tier))]) + '\n'
 
 def markdown_table(
     t: pd.DataFrame,  # Of strings
@@ -659,7 +666,7 @@ def audit_page(
         f'<p class="soft">{say(_audited(facts))}</p>', _tier_html(found.tier), _checks_part(found, _AUDITED, _MANY),
         '<h2>Numbers</h2>', table_html(_audit_values(found)), _BRACKETS,
         '<h2>By how much an image is memorised</h2>' + figure_html(plot_strata(found.wide()).figure, *_STRATA)
-        if found.tier == 'T3' else '', _facts(facts))
+        if found.tier == 'T3' else '', _facts(facts), '<h2>What this page cannot say</h2>', _limits(found.tier, ()))
 
 _BRACKETS = ('<p><small>In brackets: 95 % intervals over models. n counts images, or pairs of a model and an image: '
              'forgotten + never known.</small></p>')
@@ -688,4 +695,5 @@ def audit_markdown(
     "A section for a model card."
     return '\n\n'.join([f'## {_flag(found)}Unlearning: audit of {found.who}', f'**{found.verdict}**',
                         _audited(found.facts), f'Tier {found.tier}: {TIERS[found.tier][0]}. {TIERS[found.tier][1]}',
-                        markdown_table(checks_table(found)), markdown_table(_audit_values(found))]) + '\n'
+                        markdown_table(checks_table(found)), markdown_table(_audit_values(found)),
+                        '\n'.join(f'- {t}' for t in _other_tiers(found.tier))]) + '\n'

@@ -1,4 +1,5 @@
 "Evaluation with controls: the command `audit`, and controls that would not be controls."
+import html
 import json
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 import lotus_nb.evaluation as ev
 from lotus_nb.audit import AUDIT_MARGINS, Phi, _over_models, audit, audit_checks, save_phi
 from lotus_nb.cli import app
-from lotus_nb.evaluation import MARGINS, compare_reports, evaluate, faults, judge, run_checks
+from lotus_nb.evaluation import MARGINS, TIERS, compare_reports, evaluate, faults, judge, run_checks
 from lotus_nb.metrics.core import Evidence, reference, save_evidence
 from lotus_nb.metrics.ensembles import klom_normal
 from lotus_nb.task import UnlearnTask
@@ -239,3 +240,11 @@ def test_an_image_without_enough_models_is_left_out_and_counted():
     members[:, 0], forget[:, 0] = True, False                # nobody never knew the first image
     found = audit(Phi(phi.unlearned, phi.gold, phi.gold2, phi.original, members, forget))
     assert found.facts['left_out'] == 1
+
+
+def test_every_report_names_the_tiers_that_were_not_run(seen):
+    for found in (judge({**seen, 'new': seen['gold2']}), audit(drawn()), audit(one_request())):
+        for text in (html.unescape(found.to_html()), found.to_markdown()):
+            text = text.replace('`', '')
+            others = {t for t in ('T1', 'T2', 'T3', 'T4') if f'Not run here: {t}, {TIERS[t][0]}' in text}
+            assert others == {'T1', 'T2', 'T3', 'T4'} - {found.tier} and TIERS[found.tier][1] in text

@@ -23,7 +23,7 @@ def test_a_method_without_settings_runs_with_its_defaults(monkeypatch):
     assert set(plan) == set(list_methods()) and plan['lotus'] == ('lotus', {})
 
 
-@pytest.mark.parametrize('name, seeds', [('digits', 10), ('cifar10', 1)])
+@pytest.mark.parametrize('name, seeds', [('digits', 10), ('digits-50', 10), ('digits-class-3', 10), ('cifar10', 1)])
 def test_rows_and_their_source(name, seeds):
     rows = pd.read_csv(ROOT/'results'/name/'results.csv', dtype={'hparams': str})
     note = json.loads((ROOT/'results'/name/'provenance.json').read_text())
