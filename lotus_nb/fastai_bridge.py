@@ -338,6 +338,7 @@ def unlearn(self: Learner,
     resident: bool | None = None,
     twins: str = 'keep',
     workers: int = 0,
+    leaks: Callable | None = None,     # Looks for twins of forget images that stay, as in `solve`
     **hparams,                         # Hyper-parameters of the method
 ) -> Learner:                          # Its attribute `unlearned` is the record of what was done
     "A new Learner whose model has forgotten these items, and whose training loader is without them."
@@ -345,7 +346,8 @@ def unlearn(self: Learner,
     with seeded(seed):                 # fastai draws a seed for each loader
         task = task_from_learner(self, forget, val=val, augment=augment,
                                  resident=resident, twins=twins, workers=workers)
-        record = solve(task, method, seed=seed, recipe=recipe, batch_size=batch_size, ckpt=ckpt, **hparams)
+        record = solve(task, method, seed=seed, recipe=recipe, batch_size=batch_size, ckpt=ckpt, leaks=leaks,
+                       **hparams)
         new = _with_model(self, record.model, _without(self.dls, task.forget.ids))
     new.unlearned = record
     return new
