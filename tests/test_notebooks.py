@@ -2,7 +2,6 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -25,20 +24,10 @@ sys.exit(0 if ok else 1)
 
 
 def start(notebook):
-    "Run a notebook in a new process: what it patches or registers reaches no other one."
+    "Run a notebook in a new process: what it patches or registers reaches no other one. `conftest.py` says when."
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg'}
     command = [sys.executable, '-c', CODE, str(notebook), str(CONFIG.cell_timeout), *FLAGS]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-
-
-@pytest.fixture(scope='session')
-def runs(request):
-    "The notebooks that were asked for, two at a time, so that each case only waits for its own."
-    wanted = [p['notebook'] for i in request.session.items if 'notebook' in (p := getattr(getattr(i, 'callspec', None), 'params', {}))]
-    wanted.sort(key=lambda n: not any(k in n for k in SLOW))
-    pool = ThreadPoolExecutor(2)
-    yield {n: pool.submit(start, n) for n in wanted}
-    pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=NAMES)
