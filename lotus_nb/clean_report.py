@@ -416,18 +416,19 @@ def _own_folder(out, table):
     "The folder of the report, made where missing, unless it holds tables that are no earlier report's."
     out, names = writable(out), [f'{t}.csv' for t in _TABLES]
     if table is not None and (t := Path(table).expanduser().resolve()).is_relative_to(out.resolve()):
-        raise ValueError(f"The table '{table}' lies in the folder of the report, which could write over it. Give another "
-                         "`out`, or move the table.")
+        raise ValueError(f"The table '{table}' lies in the folder of the report, which could write over it. "
+                         "Give another `out`, or move the table.")
     there = [n for n in names if (out/n).exists()]
     if there and not any((out/f).exists() for f in ('.hashes.tsv', 'report.html')):
-        raise ValueError(f"'{out}' holds {there[0]}{', …' if there[1:] else ''}, and no report of an earlier run: it would be "
-                         "written over. Give another `out`.")
+        raise ValueError(f"'{out}' holds {there[0]}{', …' if there[1:] else ''}, and no report of an earlier run: "
+                         "it would be written over. Give another `out`.")
     return out
 
 def _unlisted(root, frame, out):
     "Files below the folder that are in no split, and images that were passed over for their names."
     every = pd.concat([list_images(root)[['file', 'error']], skipped_names(root)], ignore_index=True)
-    inside, known = Path(os.path.relpath(out.resolve(), root.resolve())).parts, set(map(os.path.normpath, frame['file']))
+    known = set(map(os.path.normpath, frame['file']))
+    inside = Path(os.path.relpath(out.resolve(), root.resolve())).parts
     ours = [bool(inside) and Path(f).parts[:len(inside)] == inside for f in every['file']]
     other = [f not in known and not own for f, own in zip(every['file'], ours)]
     return every[other].sort_values('file', ignore_index=True)
@@ -438,7 +439,8 @@ def _notes(how, order, radius, frame, listed, left, unreadable, unlisted):
     steps = '; '.join(f"{s[0]} gives way to {' and '.join(s[1:])}" for s in order) or 'no split gives way'
     within, across = ((twins['kind'] == k).sum() for k in ('within', 'across'))
     out = [f'The folder was read {how}. Order: {steps}.',
-           f'Pairs of twins (at most {radius} bits apart): {across:,} across splits, {within:,} within.' if listed.whole else
+           f'Pairs of twins (at most {radius} bits apart): {across:,} across splits, {within:,} within.'
+           if listed.whole else
            'There are more pairs than a table should hold: beside each dropped image stands the one in its place, and '
            f'pairs that both stay are listed up to {listed.near} bits.']
     def some(found, words):

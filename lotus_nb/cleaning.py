@@ -242,7 +242,7 @@ def image_hash(
     image: Any,           # A `PIL.Image`
     kind: str = 'phash',  # 'phash' (signs of low frequencies), 'dhash' (gradients), 'whash' (wavelets), 'average', or
                           # 'crop_resistant' (gradients of each region)
-) -> int | tuple[int, ...]:  # 64 bits; as hexadecimal digits, what ImageHash prints. Of regions: one for each, ascending
+) -> int | tuple[int, ...]:  # 64 bits, in hexadecimal digits what ImageHash prints; of regions one for each, sorted
     "Perceptual hash of a picture."
     words = str(getattr(_imagehash(kind), HASHES[kind])(image)).split(',')
     return tuple(sorted({int(w, 16) for w in words})) if kind == 'crop_resistant' else int(words[0], 16)
@@ -358,7 +358,7 @@ def hash_images(
     cache: str | Path | None = None,   # File of hashes by digest of an image's bytes; made where missing
     max_pixels: int = 89_478_485,      # As in `open_picture`
     workers: int | None = None,        # Threads; None takes one for each processor
-) -> pd.DataFrame:                     # file, …, hash (UInt64, or tuples; missing where unreadable), width, height, note, error
+) -> pd.DataFrame:                     # file, …, hash (UInt64 or tuples, NA if unreadable), width, height, note, error
     "Perceptual hashes of images, each with its name; unreadable ones are named as well."
     import PIL
     recipe = f'{kind} · ImageHash {_imagehash(kind).__version__} · Pillow {PIL.__version__}'

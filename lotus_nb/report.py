@@ -445,7 +445,8 @@ _CHECKED = {'utility': 'Does it still classify? Test accuracy against gold (agai
             'answers': 'Are its answers about the forget images as near to gold\'s as those of another gold? 0: yes; '
                        '1: twice as far.',
             'collateral': 'The same for test images, whose answers nobody asked to change.'}
-_MANY_MODELS = 'Train them with `gold_ensemble`, store their answers with `save_phi`, and `lotus-nb audit` makes its page.'
+_MANY_MODELS = ('Train them with `gold_ensemble`, store their answers with `save_phi`, and `lotus-nb audit` makes its '
+                'page.')
 _HOW = {'T1': '`evaluate` judges one model.', 'T2': _MANY_MODELS, 'T3': f'By stratum of memorisation. {_MANY_MODELS}',
         'T4': '`lotus_nb.data.poison` plants it, `lotus_nb.metrics.stress` looks for it.'}
 

@@ -43,8 +43,8 @@ def clean_mufac(
     files = mufac_files(home, n_forget)
     n = int(files['split'].isin(['forget', 'retain']).sum())
     if not 0 < n_forget < n:
-        raise ValueError(f"`n_forget` is {n_forget}; it must lie between 1 and {n - 1}, so that some of the {n} training "
-                         "images are forgotten and some stay.")
+        raise ValueError(f"`n_forget` is {n_forget}; it must lie between 1 and {n - 1}, so that some of the {n} "
+                         "training images are forgotten and some stay.")
     hashed = hash_images(files, root=home, cache=cache, workers=workers)
     done = clean_splits(hashed, radius=radius)
     if table is not None: write_table(done.frame, table)

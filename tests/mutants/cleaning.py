@@ -67,6 +67,27 @@ def chains_do_not_swallow_a_set(_):
     assert twin.tolist() == [-1, 0, -1, 2] and far.tolist() == [0, 1, 0, 1]
 
 
+def a_crowd_is_cleaned_like_a_few(_):
+    "Whether pairs fit into a table or not, the same stay; and what goes has the nearest of them as its twin."
+    rng = np.random.default_rng(0)
+    near = np.bitwise_xor.reduce(np.uint64(1) << rng.integers(0, 64, (300, 3)).astype(np.uint64), axis=1)
+    x = pd.unique(rng.integers(0, 2**64, 5, dtype=np.uint64)[np.arange(300) % 5] ^ near)
+    far = np.bitwise_count(x[:, None] ^ x).astype(int)
+    want = np.zeros(len(x), bool)
+    for i in range(len(x)): want[i] = not (want[:i] & (far[i, :i] <= 4)).any()
+    for most in (10**6, 1000, 1): assert (cleaning._stays(x, 4, most) == want).all(), most
+    twin, distance = cleaning._within(x, 4)
+    assert (distance[~want] == far[~want][:, want].min(1)).all() and (twin[want] == -1).all() and want[twin[~want]].all()
+
+
+def regions_are_as_near_as_the_nearest_two(_):
+    x = np.empty(3, object)
+    x[:] = [(0b0, 0b111 << 40), (0b111 << 40 | 1 << 50, 0b11), (1 << 63 | 0xffff,)]
+    found = cleaning._image_pairs(x, None, 8)
+    assert found.index.tolist() == [[0, 1]] and found.distance.tolist() == [1]
+    assert cleaning._nearest(x[:1], x[1:], 8)[1].tolist() == [1]
+
+
 def steps_are_taken_in_order(_):
     "Validation gives way to test before test gives way to train: what test loses has cost validation its twin already."
     f = pd.DataFrame({'file': list('abcd'), 'split': ['forget', 'retain', 'val', 'test'], 'hash': pd.array([1, 9, 9, 9], dtype='UInt64')})
@@ -139,7 +160,13 @@ MUTATIONS = [
      clusters_do_not_hold_the_search_up, None),
     ('the first copy that the folder lists', 'Spartalis et al., clean_MUFAC.ipynb: os.listdir', _put('_ordered', "return frame[frame['hash'].notna()].sort_values(['split', 'file'], ignore_index=True)",
      "return frame[frame['hash'].notna()].reset_index(drop=True)"), the_order_of_files_does_not_matter, None),
-    ('chains of twins as one group', 'imagined: connected components', _put('_within', 'if stays[i]: stays[j] = False', 'stays[j] = False'), chains_do_not_swallow_a_set, None),
+    ('chains of twins as one group', 'imagined: connected components', _put('_stays', 'if out[i]: out[j] = False', 'out[j] = False'), chains_do_not_swallow_a_set, None),
+    ('halves of a crowd that do not know of each other', 'imagined', _put('_stays', 'rest = half + np.flatnonzero(_nearest(x[half:], x[:half][out[:half]], radius)[0] < 0)', 'rest = half + np.arange(len(x) - half)'),
+     a_crowd_is_cleaned_like_a_few, None),
+    ('any twin instead of the nearest', 'imagined', _put('_nearest', 'np.minimum.at(best, i, np.bitwise_count(u ^ v).astype(np.int64) << 48 | other[first[j]])', 'best[i] = np.bitwise_count(u ^ v).astype(np.int64) << 48 | other[first[j]]'),
+     a_crowd_is_cleaned_like_a_few, None),
+    ('regions as far apart as their farthest', 'imagined', _put('_image_pairs', 'np.lexsort((distance, code))', 'np.lexsort((-distance.astype(int), code))'), regions_are_as_near_as_the_nearest_two, None),
+    ('a picture that is its own twin', 'imagined', _put('_image_pairs', 'np.flatnonzero(p != q) if y is None else np.arange(len(p))', 'np.arange(len(p))'), regions_are_as_near_as_the_nearest_two, None),
     ('all steps against the splits as they came', 'imagined: one table of pairs for all steps', _put('clean_splits', "np.flatnonzero(np.isin(split, names) & (why == ''))", 'np.flatnonzero(np.isin(split, names))'),
      what_is_gone_is_gone_once, None),
     ('steps from the last to the first', 'imagined', _put('clean_splits', 'for name, *others in order:', 'for name, *others in reversed(order):'), steps_are_taken_in_order, None),
