@@ -8,9 +8,10 @@ Docs: https://example.github.io/lotus_nb/bench/protocol.html.md"""
 __all__ = ['SEEDS', 'PAPER', 'AS_PUBLISHED', 'RECIPE_ONLY', 'SCALES', 'SPLITS', 'ITEMS', 'TRAIN_MODE_AT_END', 'MEASURED', 'LIMIT',
            'DRAWN', 'Cell', 'Item', 'cells_of', 'positions', 'Enlarged', 'training_of', 'load_set', 'has_cifar',
            'Maker', 'check_gold', 'described', 'as_published', 'each_by_itself', 'overwrite_statistics',
-           'measure_as_published', 'phi', 'save_compact', 'load_compact', 'Paused', 'Steps', 'clock', 'Estimate',
-           'Unit', 'plan_of', 'compact_stem', 'set_aside', 'rows_of', 'check_forget_sets', 'keep_evidence', 'publish',
-           'Outcome', 'run_cells', 'available', 'command_line', 'carry_out', 'carry_in', 'overview']
+           'augmented_evidence', 'measure_as_published', 'phi', 'save_compact', 'load_compact', 'Paused', 'Steps',
+           'clock', 'Estimate', 'Unit', 'plan_of', 'compact_stem', 'set_aside', 'rows_of', 'check_forget_sets',
+           'keep_evidence', 'publish', 'Outcome', 'run_cells', 'available', 'command_line', 'carry_out', 'carry_in',
+           'overview']
 
 # %% ../nbs/bench/10_protocol.ipynb #949d3260
 import hashlib, inspect, json, math, shlex, time, zipfile
@@ -36,7 +37,7 @@ from .data.splits import draw_per_class, few_per_class
 from .loop import device_of, predict
 from .methods.core import get_method, list_methods, recipes
 from .metrics.accuracy import accuracy
-from .metrics.core import Evidence, load_evidence, log_probs, save_evidence
+from .metrics.core import Evidence, load_evidence, save_evidence
 from .metrics.divergence import jsd_as_published, rf_jsd_as_published
 from .metrics.mia import mia_entropy
 from .models import create_model, load_weights
@@ -360,16 +361,19 @@ TRAIN_MODE_AT_END = ('finetune', 'neggrad', 'relabel', 'bad_teacher', 'unsir', '
 MEASURED = ('mia_entropy', 'forget_accuracy', 'retain_accuracy', 'test_accuracy', 'avg_gap', 'jsd_as_published',
             'rf_jsd_as_published')
 
-def _look(model, task, augmented, seed):
-    "Evidence, with forget and retain images through the training augmentation if so wanted."
+def augmented_evidence(
+    model: nn.Module,  # Looked at as it is; not changed
+    task: UnlearnTask, # Whose forget and retain images go through the training augmentation; val and test do not
+    seed: int = 0,     # Of the augmentation: the same crops for every model
+) -> Evidence:         # Of all parts
+    "Evidence as the published evaluation takes it."
     logits, labels, device = {}, {}, device_of(model)
     def batches(p):
-        data = task.part(p)
+        data, through = task.part(p), p in ('forget', 'retain')
         if not hasattr(data, 'batch'): return task.loader(p, train=False)
-        through = augmented and p in ('forget', 'retain')
         return (Batch(*data.batch(rows, train=through), torch.zeros(len(rows), dtype=torch.bool)).to(device)
                 for rows in torch.arange(len(data)).split(500))
-    with seeded(seed):                                      # the same crops for every model
+    with seeded(seed):
         for p in PARTS: logits[p], labels[p] = (t.cpu().numpy() for t in predict(model, batches(p)))
     return Evidence(logits, labels, {p: np.asarray(getattr(task.part(p), 'ids', range(len(labels[p])))) for p in PARTS})
 
@@ -382,11 +386,11 @@ def measure_as_published(
 ) -> dict[str, float]:    # `MEASURED` → value, rounded as published; without gold, what needs none
     "What the published evaluation says about a model."
     def numbers(model, train_mode):
-        first = last = _look(model, task, True, seed)
+        first = last = augmented_evidence(model, task, seed)
         if train_mode:
-            with each_by_itself(model): first = _look(model, task, True, seed)
+            with each_by_itself(model): first = augmented_evidence(model, task, seed)
             overwrite_statistics(model, task.val)
-            last = _look(model, task, True, seed)
+            last = augmented_evidence(model, task, seed)
         return last, [round(mia_entropy(first), 2),
                       *(round(accuracy(last, p), 2) for p in ('forget', 'retain', 'test'))]
     for which in ('model', 'gold'):

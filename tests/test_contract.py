@@ -38,9 +38,11 @@ def test_facts_that_tables_print(name):
 def test_every_recipe_runs(name, recipe, task):
     given = recipes(name)[recipe]
     assert given['source']
-    new = solve(task, name, recipe=recipe, **quick(name, 1))
-    for k, v in given.items():
-        if k not in ('source', 'epochs', 'steps'): assert new.hparams[k] == v
+    short = quick(name, 1)
+    if nested := given.get('settings'): short['settings'] = {**nested, **{k: min(nested[k], 20) for k in ('epochs', 'msteps', 'steps') if k in nested}}
+    new = solve(task, name, recipe=recipe, **short)
+    for k, v in {**given, **short}.items():
+        if k != 'source': assert new.hparams[k] == v
 
 
 @pytest.mark.parametrize('name', METHODS)

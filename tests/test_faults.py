@@ -12,7 +12,7 @@ import pytest
 from lotus_nb.bench import same_results
 
 COMMAND = [sys.executable, '-c', 'from lotus_nb.cli import main; main()', 'demo', '--seeds', '2',
-           '--method', 'finetune', '--method', 'neggrad', '--method', 'lotus', '--out']
+           '--method', 'finetune', '--method', 'lotus', '--out']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 

@@ -38,7 +38,7 @@ from lotus_nb.metrics.core import Evidence, evidence, load_evidence
 from lotus_nb.metrics.divergence import jsd, jsd_as_published, rf_jsd, rf_jsd_as_published
 from lotus_nb.metrics.mia import mia_entropy
 from lotus_nb.models import create_model, load_weights, save_weights
-from lotus_nb.protocol import PAPER, TRAIN_MODE_AT_END, _look, each_by_itself, overwrite_statistics
+from lotus_nb.protocol import PAPER, TRAIN_MODE_AT_END, augmented_evidence, each_by_itself, overwrite_statistics
 from lotus_nb.task import student_of
 from lotus_nb.train import make_task, recipe
 
@@ -85,7 +85,7 @@ class Look(NamedTuple):
 
 def look(model, task, *, train_mode=False, augmented=False, seed=0):
     "Look at a model: as the library does, or with forget and retain images augmented, or in train mode at batch size 1, which overwrites BatchNorm's statistics."
-    see = partial(_look, task=task, augmented=True, seed=seed) if augmented else partial(evidence, task=task)
+    see = partial(augmented_evidence, task=task, seed=seed) if augmented else partial(evidence, task=task)
     model = student_of(model)
     if not train_mode: return Look(*[see(model)]*2)
     with each_by_itself(model): attack = see(model)
