@@ -152,23 +152,23 @@ class ProjectedBlock(nn.Module):
 @pooled_head('fc')
 class LotusResNet18(nn.Module):
     "ResNet-18 as the LoTUS experiments have it (Spartalis et al., 2025)."
-    num_features = 512
-
     def __init__(self,
         num_classes: int = 10,  # Outputs
         in_chans: int = 3,      # Channels of the images
+        width: int = 64,        # Channels of the first stage; each stage has twice as many as the one before
     ):
         super().__init__()
+        w, self.num_features = width, 8*width
         def stage(c_in, c, stride): return nn.Sequential(ProjectedBlock(c_in, c, stride), ProjectedBlock(c, c, 1))
-        self.conv1, self.bn1 = nn.Conv2d(in_chans, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64)
+        self.conv1, self.bn1 = nn.Conv2d(in_chans, w, 3, 1, 1, bias=False), nn.BatchNorm2d(w)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1, self.layer2 = stage(64, 64, 1), stage(64, 128, 2)
-        self.layer3, self.layer4 = stage(128, 256, 2), stage(256, 512, 2)
+        self.layer1, self.layer2 = stage(w, w, 1), stage(w, 2*w, 2)
+        self.layer3, self.layer4 = stage(2*w, 4*w, 2), stage(4*w, 8*w, 2)
         self.reset_classifier(num_classes)
 
     def forward_features(self, x):
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, 512, H/16, W/16)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (B, 8*width, H/16, W/16)
 
 @register_model
 def lotus_resnet18(pretrained: bool = False, **kwargs) -> nn.Module:
