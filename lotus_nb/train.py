@@ -59,7 +59,7 @@ RECIPES = {
     'lotus-resnet18': Recipe(150, .1, 512, warmup=30, patience=50),                 # CIFAR-10/100, MUFAC, TinyImageNet
     'lotus-vit': Recipe(30, 1e-4, 64, schedule='constant', patience=10),  # from a backbone trained on ImageNet
     'vit-scratch': Recipe(60, 1e-3, 512, 'adamw', wd=.05, warmup=5, schedule='cosine'),  # a small ViT
-    # short ones, not yet run against those above:
+    # short ones; see below what is known of them:
     'fast-resnet18': Recipe(24, .1, 128, warmup=5),
     'fast-vit': Recipe(8, 1e-4, 64, warmup=1, schedule='cosine'),
     'fast-vit-scratch': Recipe(30, 1e-3, 512, 'adamw', wd=.05, warmup=3, schedule='cosine'),

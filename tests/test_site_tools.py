@@ -244,6 +244,8 @@ DEFECTS = {
     'console error': (body('<script>console.error("oh")</script>'), 'console error: oh'),
     'missing script': (body('<script src="gone.js"></script>'), 'HTTP 404: /guide/gone.js'),
     'too wide': (body('<div style="width: 700px">wide</div>'), 'scrolls sideways at 390 px: div'),
+    'a drawing too small': (body('<img alt="x" width="350" src="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 width=%222000%22 height=%2210%22/%3E#x.svg">'),
+                            'too small to read at 390 px: data:image/svg+xml'),
     'a long word': (body('<p style="overflow-wrap: normal">' + 'long'*40 + '</p>'), 'scrolls sideways at 390 px'),
 }
 

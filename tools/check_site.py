@@ -43,6 +43,10 @@ WIDE = """() => {
   return [last.tagName.toLowerCase(), last.className, last.textContent.trim().slice(0, 40)].filter(Boolean).join(' ');
 }"""
 
+# Drawings that are shown so small that their letters cannot be read.
+SMALL = """() => [...document.querySelectorAll('img[src*=".svg"]')].map(e => [e.getAttribute('src'), e.getBoundingClientRect().width/e.naturalWidth])
+  .filter(([src, part]) => part < .5)"""
+
 
 class Quiet(SimpleHTTPRequestHandler):
     "Serves files without a line of log for each."
@@ -106,6 +110,7 @@ def visit(browser, home: str, name: str, shots: Path | None) -> tuple[dict, list
             snap(tab, shots, name, theme)
         tab.set_viewport_size(PHONE)
         if wide := tab.evaluate(WIDE): errors.append(f'scrolls sideways at {PHONE["width"]} px: {wide}')
+        errors += [f'too small to read at {PHONE["width"]} px: {src[:80]} at {part:.2f} of its size' for src, part in tab.evaluate(SMALL)]
         if shots: snap(tab, shots, name, 'phone')
     finally: tab.close()
     return seen, errors + content_errors(seen)
