@@ -3,8 +3,9 @@
     python tools/gpu/step.py --root DATA --minutes 8                        # on one machine, again and again: exit status 75 says that something remains
     python tools/gpu/step.py --root DATA --bring pieces --leave "$OUT"      # on machines that come and go
 
-Without `--run`, the runs of `PLAN` are done in their order. It needs torch, timm, scikit-learn, pandas, SciPy and safetensors, and nothing is installed: the package is read from
-this checkout. What comes and goes is in files of at most 15 MiB; data may lie in several archives (`cifar10.part0.zip`, …), together or brought one after the other.
+Without `--run`, the runs of `PLAN` are done in their order; `--scale fast` rests on a recipe that `tools/recipes.py` compares with the long one, and is to wait for it. It
+needs torch, timm, scikit-learn, pandas, SciPy and safetensors, and nothing is installed: the package is read from this checkout. What comes and goes is in files of at most 15 MiB;
+data may lie in several archives (`cifar10.part0.zip`, …), together or brought one after the other.
 Not yet run on a GPU; tests/test_protocol.py runs it on a CPU.
 """
 import argparse
