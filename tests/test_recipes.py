@@ -14,17 +14,18 @@ import recipes
 
 
 def run(monkeypatch, *options):
-    monkeypatch.setattr(sys, 'argv', ['recipes.py', '--seeds', '0', '--share', '.004', '--width', '8', '--epochs', '1', *map(str, options)])
+    monkeypatch.setattr(sys, 'argv', ['recipes.py', '--seeds', '0', '--share', '.01', '--width', '8', '--epochs', '1', *map(str, options)])
     recipes.main()
 
 
 def test_two_recipes_on_few_images(real_data, tmp_path, monkeypatch):
     where = ['--root', real_data, '--work', tmp_path/'work', '--out', tmp_path/'out']
     with pytest.raises(SystemExit, match='Stopped before lotus-resnet18, seed 0'): run(monkeypatch, *where, '--minutes', -1)
+    assert not (tmp_path/'out').exists()                                             # no rows, no file
     run(monkeypatch, *where)
-    name = 'cifar10-share-0.004-width-8'
+    name = 'cifar10-share-0.01-width-8-epochs-1'
     rows = pd.read_csv(tmp_path/'out'/f'{name}.csv')
-    assert rows.recipe.to_list() == list(recipes.RECIPES) and (rows.images == 200).all() and rows.steps.to_list() == [100, 200]    # batches of 2 and, of less than 1, of 1
+    assert rows.recipe.to_list() == list(recipes.RECIPES) and (rows.images == 500).all() and rows.steps.to_list() == [100, 250]    # batches of 5, and of 1.28, which is below the least
     made = {f: f.stat().st_mtime_ns for f in (tmp_path/'work').rglob('original-*')}
     run(monkeypatch, *where)
     assert {f: f.stat().st_mtime_ns for f in (tmp_path/'work').rglob('original-*')} == made                  # nothing is trained twice

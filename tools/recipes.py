@@ -10,7 +10,6 @@ checkpoints stay in `.cache/recipes`, rows and how they came about go to `result
 import argparse
 import json
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,8 +35,8 @@ def trained(name, seed, a, work):
     "A row: test accuracy after a training by this recipe, and what it went through."
     splits, _ = load_set(Cell('resnet18', a.data), seed, a.root, a.device)
     images = splits.train
-    if a.share < 1: images = replace(take(images, draw_stratified(images.y, a.share, 0)), augment=images.augment)
-    r = recipe(name, batch_size=round(a.share*recipe(name).batch_size), **({'epochs': a.epochs, 'warmup': 0} if a.epochs else {}))
+    if a.share < 1: images = take(images, draw_stratified(images.y, a.share, 0))
+    r = recipe(name, batch_size=max(2, round(a.share*recipe(name).batch_size)), **({'epochs': a.epochs, 'warmup': 0} if a.epochs else {}))
     task = make_task(splits._replace(train=images), .1, partial(network, k=len(images.classes), width=a.width, device=a.device), r, seed=seed, folder=work, gold=False)
     facts = json.loads(next(work.glob('original-*.json')).read_text())
     right = {p: share_correct(*predict(task.model, task.loader(p, train=False))) for p in ('val', 'test')}
@@ -61,7 +60,8 @@ def main():
     a = p.parse_args()
     if not 0 < a.share <= 1: p.error(f'--share is {a.share:g}; it must be above 0 and at most 1')
     if a.device == 'cpu': torch.set_num_threads(1)
-    name = a.data + (f'-share-{a.share:g}' if a.share < 1 else '') + (f'-width-{a.width}' if a.width != 64 else '')
+    odd = {'share': a.share < 1, 'width': a.width != 64, 'epochs': a.epochs}
+    name = '-'.join([a.data, *(f'{k}-{getattr(a, k):g}' for k, v in odd.items() if v)])
     begun, rows, made, left = time.time(), [], [], []
     with show_progress():
         for seed in a.seeds:
@@ -72,10 +72,10 @@ def main():
                 rows.append(row)
                 made.append(f"{facts['commit']} on {facts['device_name']}, {facts['threads']} threads")
     text = pd.DataFrame(rows).to_csv(index=False)
-    command = f'python tools/recipes.py --root FOLDER --data {a.data} --share {a.share:g} --width {a.width} --seeds {" ".join(map(str, a.seeds))}'
+    changed = ''.join(f' --{k} {getattr(a, k):g}' for k, v in odd.items() if v)
+    command = f'python tools/recipes.py --root FOLDER --data {a.data}{changed} --seeds {" ".join(map(str, a.seeds))}'
     note = dict(command=command, **provenance(a.device), made=sorted(set(made)), digest=digest(text), not_run=left)
-    a.out.mkdir(parents=True, exist_ok=True)
-    for file, content in ((f'{name}.csv', text), (f'{name}.json', json.dumps(note, indent=1, default=str) + '\n')):
+    for file, content in ((f'{name}.csv', text), (f'{name}.json', json.dumps(note, indent=1, default=str) + '\n')) if rows else ():
         with atomic(a.out/file) as tmp: tmp.write_text(content)
     if left: raise SystemExit(f"Stopped before {left[0]}; the same command goes on.")
 
