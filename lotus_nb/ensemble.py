@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .core import atomic, digest, doing, seeded, tell
 from .data.core import Images, check_positions, take
-from .loop import device_of, has_bf16, predict
+from .loop import device_of, has_bf16, layout_of, predict
 from .parts import adamw, reinit, sgd
 from .task import Loader, UnlearnTask
 from .train import Recipe, recipe, train
@@ -311,7 +311,7 @@ class _Turns:
         "The model, or the compiled one with its weights."
         if not self.compile: return model
         if self.held is None:
-            self.held = model.to(memory_format=torch.channels_last)      # as `Loop` will have it: one layout, one graph
+            self.held = model.to(memory_format=layout_of(model))         # as `Loop` will have it: one layout, one graph
             model.forward = self._translated(model.forward)
         else: self.held.load_state_dict(model.state_dict())
         return self.held

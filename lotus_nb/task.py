@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from .core import Batch, changed, digest, unknown
-from .loop import device_of, float32_logits, predict
+from .loop import device_of, float32_logits, layout_of, predict
 
 # %% ../nbs/engine/02_task.ipynb #8015dd33
 def teacher_of(model: nn.Module) -> nn.Module:
     "A frozen copy of `model` in eval mode, which returns float32 logits."
     # of a teacher: as of the model it was made from
     model = student_of(model) if 'float32_hook' in vars(model) else model
-    teacher = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)
+    teacher = copy.deepcopy(model).eval().to(memory_format=layout_of(model))
     teacher.frozen_by_user = [n for n, p in model.named_parameters() if not p.requires_grad]
     teacher.requires_grad_(False)
     teacher.float32_hook = teacher.register_forward_hook(float32_logits)
