@@ -44,8 +44,8 @@ def trained(make):
 
 
 def quick(name):
-    "One epoch, for methods that have any."
-    return {'epochs': 1} if 'epochs' in get_method(name).defaults else {}
+    "One epoch, or a few steps, for methods that have any."
+    return {k: v for k, v in dict(epochs=1, steps=20).items() if k in get_method(name).defaults}
 
 
 def run(name, task, **kwargs):
