@@ -1,5 +1,4 @@
 "The command line is killed, hard, and started again."
-import os
 import signal
 import subprocess
 import sys
@@ -8,19 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import Python
 
 from lotus_nb.bench import same_results
 
-COMMAND = [sys.executable, '-c', 'from lotus_nb.cli import main; main()', 'demo', '--seeds', '2',
-           '--method', 'finetune', '--method', 'lotus', '--out']
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
+COMMAND = ['from lotus_nb.cli import main; main()', 'demo', '--seeds', '2', '--method', 'finetune', '--method', 'lotus', '--out']
 
 
-def hear_interrupts(): signal.signal(signal.SIGINT, signal.SIG_DFL)      # a test run in the background would hand down deafness to them
-
-
-def start(out):
-    return subprocess.Popen([*COMMAND, str(out)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
+def start(out): return Python(*COMMAND, out)
 
 
 @pytest.fixture(scope='module')
@@ -62,5 +56,5 @@ def test_interrupted_says_how_to_go_on(tmp_path):
 
 
 def test_plain_lines_when_not_a_terminal(undisturbed, tmp_path):
-    p = subprocess.run([*COMMAND, str(undisturbed)], env=ENV, capture_output=True, text=True)
+    p = subprocess.run([sys.executable, '-c', *COMMAND, str(undisturbed)], capture_output=True, text=True)
     assert p.returncode == 0 and '\r' not in p.stdout + p.stderr and p.stderr == ''      # all is done already: nothing to say

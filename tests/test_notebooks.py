@@ -1,51 +1,27 @@
 "Every notebook, as one test case: all cells but those flagged in `tst_flags`, each notebook in a process of its own."
-import json
 import os
 import subprocess
-import sys
-from tempfile import NamedTemporaryFile
-from threading import local
 
 import pytest
 from conftest import ROOT
 from fastcore.nbio import mk_cell, new_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
+from processes import Python
 
 CONFIG = get_config(ROOT)
 FLAGS = CONFIG.tst_flags.split()
 NOTEBOOKS = sorted(str(p) for p in nbglob(ROOT/'nbs', as_path=True))
 NAMES = [os.path.relpath(n, ROOT/'nbs') for n in NOTEBOOKS]
 SLOW = ('00_bench', 'index', 'fastai', 'cli', 'quickstart', 'methods', 'loop')          # these start first
-# A process that imports what all pages import, and then becomes a copy of itself for each notebook: it reads notebooks and files for their output, and answers with exit statuses.
-# Nothing of this library is imported beforehand.
-FORKS = """
-import json, os, sys
-import matplotlib.pyplot, pandas, scipy.stats, sklearn.linear_model, timm, torch
-from nbdev.test import test_nb as run
-seconds, *flags = sys.argv[1:]
-for line in iter(sys.stdin.readline, ''):
-    name, *files = json.loads(line)
-    child = os.fork()
-    if not child:
-        for n, file in enumerate(['/dev/null', *files]): os.dup2(os.open(file, os.O_RDWR), n)
-        ok, _ = run(name, skip_flags=flags, cell_timeout=int(seconds))
-        sys.exit(0 if ok else 1)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-LOCAL = local()
 
 
 def start(notebook):
     "Run a notebook in a new process: what it patches or registers reaches no other one. `conftest.py` says when."
-    if not hasattr(LOCAL, 'forks'):
-        env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg'}
-        LOCAL.forks = subprocess.Popen([sys.executable, '-c', FORKS, str(CONFIG.cell_timeout), *FLAGS], cwd=ROOT, env=env, text=True,
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with NamedTemporaryFile('r') as out, NamedTemporaryFile('r') as err:
-        print(json.dumps([str(notebook), out.name, err.name]), file=LOCAL.forks.stdin, flush=True)
-        status = LOCAL.forks.stdout.readline()
-        return subprocess.CompletedProcess(notebook, int(status or -1), out.read(), err.read())
+    code = 'import sys\nfrom nbdev.test import test_nb\nsys.exit(not test_nb(sys.argv[1], skip_flags=sys.argv[3:], cell_timeout=int(sys.argv[2]))[0])'
+    p = Python(code, notebook, CONFIG.cell_timeout, *FLAGS)
+    out, err = p.communicate()
+    return subprocess.CompletedProcess(notebook, p.returncode, out, err)
 
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=NAMES)

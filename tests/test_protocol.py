@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from processes import Python
 from torch.nn import functional as F
 
 from lotus_nb import protocol, train
@@ -31,9 +32,9 @@ STEP = ROOT/'tools'/'gpu'/'step.py'
 SHORT = ['--scale', 'tiny', '--run', CELL.name, '--root', 'nowhere', '--seed', '3407', '--method', 'ssd', 'lotus', '--device', 'cpu', '--threads', '1']
 
 
-def step(folder, *more, **kw):
-    command = [sys.executable, str(STEP), *SHORT, '--work', str(folder/'work'), '--results', str(folder/'results'), *map(str, more)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+def step(folder, *more):
+    code = f"import runpy; runpy.run_path({str(STEP)!r}, run_name='__main__')"
+    return Python(code, *SHORT, '--work', folder/'work', '--results', folder/'results', *more)
 
 
 def finish(p, status=0):

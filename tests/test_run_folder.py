@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pandas as pd
 import pytest
 import timm
 from PIL import Image
+from processes import Python
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -25,7 +24,6 @@ from lotus_nb.data.splits import load_split
 
 LIST = ['a/00.png', 'b/03.png', 'c/07.png', 'a/08.png', 'c/31.png']
 SMALL = ['--model', 'small_cnn', '--train-recipe', 'tiny', '--set', 'epochs=2', '--batch-size', '32']
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '120'}
 
 
 def picture(k, i, part=0):
@@ -349,10 +347,7 @@ def test_it_fits_a_narrow_terminal(done, photos, these):
     assert long == [] and len(got.stdout.splitlines()) > 20
 
 
-def start(*args):
-    hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([sys.executable, '-c', 'from lotus_nb.cli import main; main()', 'run', *map(str, args)], env=ENV, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, preexec_fn=hear)
+def start(*args): return Python('from lotus_nb.cli import main; main()', 'run', *args, env={'COLUMNS': '120'})
 
 
 def test_interrupted_and_resumed(done, photos, these, tmp_path):
@@ -368,7 +363,7 @@ def test_interrupted_and_resumed(done, photos, these, tmp_path):
     assert p.returncode == 0 and 'training original' not in err and 'Traceback' not in err
     assert err.count('looking at images') == 1                                       # checked once, and not again
     assert same_results(rows(done[0]), rows(tmp_path))
-    assert subprocess.run(p.args, env=ENV, capture_output=True, text=True).stderr == ''
+    assert start(*args).communicate()[1] == ''
 
 
 # Published layouts.
