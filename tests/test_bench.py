@@ -1,9 +1,9 @@
 "The bench in several processes."
-import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import torch
+from processes import FORKS
 
 from lotus_nb.bench import bench, same_results
 from lotus_nb.train import digits_task
@@ -16,6 +16,6 @@ def test_pool_gives_the_same_results(tmp_path):
     torch.set_num_threads(1)
     try: one = bench(TASKS, out=tmp_path/'one', **args)
     finally: torch.set_num_threads(threads)
-    pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn'), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(2, mp_context=FORKS, initializer=torch.set_num_threads, initargs=(1,))
     with pool: several = bench(TASKS, out=tmp_path/'pool', executor=pool, **args)
     assert same_results(one, several)

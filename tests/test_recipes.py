@@ -14,18 +14,18 @@ import recipes
 
 
 def run(monkeypatch, *options):
-    monkeypatch.setattr(sys, 'argv', ['recipes.py', '--seeds', '0', '--share', '.01', '--width', '8', '--epochs', '1', *map(str, options)])
+    monkeypatch.setattr(sys, 'argv', ['recipes.py', '--seeds', '0', '--epochs', '1', *map(str, options)])
     recipes.main()
 
 
 def test_two_recipes_on_few_images(real_data, tmp_path, monkeypatch):
-    where = ['--root', real_data, '--work', tmp_path/'work', '--out', tmp_path/'out']
+    where = ['--root', real_data, '--share', .01, '--width', 8, '--work', tmp_path/'work', '--out', tmp_path/'out']
     with pytest.raises(SystemExit, match='Stopped before lotus-resnet18, seed 0'): run(monkeypatch, *where, '--minutes', -1)
     assert not (tmp_path/'out').exists()                                             # no rows, no file
     run(monkeypatch, *where)
     name = 'cifar10-share-0.01-width-8-epochs-1'
     rows = pd.read_csv(tmp_path/'out'/f'{name}.csv')
-    assert rows.recipe.to_list() == list(recipes.RECIPES) and (rows.images == 500).all() and rows.steps.to_list() == [100, 250]    # batches of 5, and of 1.28, which is below the least
+    assert rows.recipe.to_list() == list(recipes.RECIPES) and (rows.images == 500).all() and rows.steps.to_list() == [100, 167]    # batches of 5 and of 3
     made = {f: f.stat().st_mtime_ns for f in (tmp_path/'work').rglob('original-*')}
     run(monkeypatch, *where)
     assert {f: f.stat().st_mtime_ns for f in (tmp_path/'work').rglob('original-*')} == made                  # nothing is trained twice
@@ -33,9 +33,18 @@ def test_two_recipes_on_few_images(real_data, tmp_path, monkeypatch):
     assert json.loads((tmp_path/'out'/f'{name}.json').read_text())['not_run'] == []
 
 
-def test_a_share_out_of_range_is_refused(monkeypatch, capsys):
-    with pytest.raises(SystemExit): run(monkeypatch, '--share', '1.5')
-    assert '--share is 1.5; it must be above 0 and at most 1' in capsys.readouterr().err
+def test_two_recipes_on_digits(tmp_path, monkeypatch):
+    run(monkeypatch, '--data', 'digits', '--work', tmp_path/'work', '--out', tmp_path/'out')
+    rows, note = pd.read_csv(tmp_path/'out'/'digits-epochs-1.csv'), json.loads((tmp_path/'out'/'digits-epochs-1.json').read_text())
+    assert rows.recipe.to_list() == list(recipes.RECIPES) and rows.steps.to_list() == [13, 25]               # 400 images in batches of 32 and of 16
+    assert note['command'] == 'python tools/recipes.py --data digits --epochs 1 --seeds 0'
+
+
+@pytest.mark.parametrize('given, said', [(['--share', 1.5], '--share is 1.5; it must be above 0 and at most 1'),
+                                         (['--data', 'digits', '--share', .1], '--share and --width are for CIFAR')])
+def test_what_cannot_be_run_is_refused(given, said, monkeypatch, capsys):
+    with pytest.raises(SystemExit): run(monkeypatch, *given)
+    assert said in capsys.readouterr().err
 
 
 def test_the_fast_recipe_has_a_fraction_of_the_images():

@@ -3,8 +3,9 @@
     python tools/recipes.py --root FOLDER                                      # ResNet-18 on CIFAR-10, three seeds; for a GPU
     python tools/recipes.py --root FOLDER --data cifar100
     python tools/recipes.py --root FOLDER --share .1 --width 16 --seeds 0      # a tenth of the images, a quarter of the channels: for a CPU
+    python tools/recipes.py --data digits --seeds 0 1 2 3 4                    # a small network with BatchNorm, 400 images
 
-With `--share`, batches shrink alike, so that an epoch has as many steps. Killed and started again, it goes on after the last finished epoch; models and
+With `--share`, batches shrink alike, so that an epoch has as many steps; on digits they are a sixteenth. Killed and started again, it goes on after the last finished epoch; models and
 checkpoints stay in `.cache/recipes`, rows and how they came about go to `results/recipes`. `engine/train` reads them.
 """
 import argparse
@@ -18,6 +19,7 @@ import torch
 
 from lotus_nb.core import atomic, digest, provenance, show_progress
 from lotus_nb.data.core import draw_stratified, take
+from lotus_nb.data.digits import digits
 from lotus_nb.loop import predict
 from lotus_nb.models import create_model
 from lotus_nb.parts import share_correct
@@ -31,13 +33,20 @@ RECIPES = ('lotus-resnet18', 'fast-resnet18')
 def network(seed, k, width, device): return create_model('lotus_resnet18', k, seed=seed, width=width).to(device)
 
 
+def small_network(seed, device): return create_model('small_cnn', 10, in_chans=1, norm='batch', seed=seed).to(device)
+
+
 def trained(name, seed, a, work):
     "A row: test accuracy after a training by this recipe, and what it went through."
-    splits, _ = load_set(Cell('resnet18', a.data), seed, a.root, a.device)
+    changes, new = {'epochs': a.epochs, 'warmup': 0} if a.epochs else {}, partial(small_network, device=a.device)
+    if a.data == 'digits': splits, part, changes['amp'] = digits(seed, device=a.device), 1/16, False
+    else:
+        (splits, _), part = load_set(Cell('resnet18', a.data), seed, a.root, a.device), a.share
+        new = partial(network, k=len(splits.train.classes), width=a.width, device=a.device)
     images = splits.train
     if a.share < 1: images = take(images, draw_stratified(images.y, a.share, 0))
-    r = recipe(name, batch_size=max(2, round(a.share*recipe(name).batch_size)), **({'epochs': a.epochs, 'warmup': 0} if a.epochs else {}))
-    task = make_task(splits._replace(train=images), .1, partial(network, k=len(images.classes), width=a.width, device=a.device), r, seed=seed, folder=work, gold=False)
+    r = recipe(name, batch_size=max(2, round(part*recipe(name).batch_size)), **changes)
+    task = make_task(splits._replace(train=images), .1, new, r, seed=seed, folder=work, gold=False)
     facts = json.loads(next(work.glob('original-*.json')).read_text())
     right = {p: share_correct(*predict(task.model, task.loader(p, train=False))) for p in ('val', 'test')}
     epochs = len(facts['log'])
@@ -48,7 +57,7 @@ def trained(name, seed, a, work):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--root', help='folder with the data')
-    p.add_argument('--data', choices=['cifar10', 'cifar100'], default='cifar10')
+    p.add_argument('--data', choices=['cifar10', 'cifar100', 'digits'], default='cifar10')
     p.add_argument('--share', type=float, default=1., help='of the training images')
     p.add_argument('--width', type=int, default=64, help='channels of the first layer; 64 is the network of the paper')
     p.add_argument('--seeds', type=int, nargs='*', default=[3407, 13, 12])
@@ -59,6 +68,7 @@ def main():
     p.add_argument('--out', type=Path, default=ROOT/'results'/'recipes')
     a = p.parse_args()
     if not 0 < a.share <= 1: p.error(f'--share is {a.share:g}; it must be above 0 and at most 1')
+    if a.data == 'digits' and (a.share, a.width) != (1, 64): p.error('--share and --width are for CIFAR; digits are few and their network is small')
     if a.device == 'cpu': torch.set_num_threads(1)
     odd = {'share': a.share < 1, 'width': a.width != 64, 'epochs': a.epochs}
     name = '-'.join([a.data, *(f'{k}-{getattr(a, k):g}' for k, v in odd.items() if v)])
@@ -73,7 +83,7 @@ def main():
                 made.append(f"{facts['commit']} on {facts['device_name']}, {facts['threads']} threads")
     text = pd.DataFrame(rows).to_csv(index=False)
     changed = ''.join(f' --{k} {getattr(a, k):g}' for k, v in odd.items() if v)
-    command = f'python tools/recipes.py --root FOLDER --data {a.data}{changed} --seeds {" ".join(map(str, a.seeds))}'
+    command = f'python tools/recipes.py{"" if a.data == "digits" else " --root FOLDER"} --data {a.data}{changed} --seeds {" ".join(map(str, a.seeds))}'
     note = dict(command=command, **provenance(a.device), made=sorted(set(made)), digest=digest(text), not_run=left)
     for file, content in ((f'{name}.csv', text), (f'{name}.json', json.dumps(note, indent=1, default=str) + '\n')) if rows else ():
         with atomic(a.out/file) as tmp: tmp.write_text(content)
