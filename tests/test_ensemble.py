@@ -123,6 +123,13 @@ def test_compiled_once(pool):
     assert same(made, gold_ensemble(pool, 4, new_cnn, SHORT, vectorised=False))
 
 
+@pytest.mark.parametrize('c_in, as_it_came', [(4, True), (8, False)])
+def test_layout_of_the_compiled_network(c_in, as_it_came):
+    "Narrow networks with strided 1x1 convolutions stay out of channels-last, as in `Loop`."
+    net = nn.Sequential(nn.Conv2d(c_in, 8, 1, 2), nn.Conv2d(8, 8, 3))
+    assert en._Turns('eager')._put(net)[1].weight.is_contiguous() == as_it_came
+
+
 def test_weights_that_are_not_put_in(pool, monkeypatch):
     "The bug that one compiled module invites: the second model goes on from the first."
     def careless(self, model):
