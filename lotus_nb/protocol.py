@@ -202,7 +202,7 @@ def load_set(
     if cell.data == 'digits': return _digits(seed, device), None
     if cell.data in _CIFARS:
         found = cifar(cell.data, root, seed, device=device)
-        crop = None if cell.model.startswith('vit') else replace(found.train.augment, flip=False)
+        crop = None if cell.model.startswith('vit') else replace(found.train.augment, flip=cell.scale == 'fast')
         found = found._replace(train=replace(found.train, augment=crop))
         return (_few(found) if cell.scale == 'tiny' else found), None
     if cell.data not in _LOADERS: raise ValueError(unknown('data set', cell.data, (*_CIFARS, *_LOADERS, 'digits')))

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from lotus_nb import protocol, train
 from lotus_nb.bench import same_results
 from lotus_nb.core import digest
+from lotus_nb.data.core import Augment
 from lotus_nb.data.digits import digits
 from lotus_nb.loop import predict
 from lotus_nb.methods.core import inner_method, list_methods
@@ -387,6 +388,12 @@ def test_vit_without_pretrained_weights_says_so(monkeypatch):
     def none(*a): raise ConnectionError('there is no network')
     monkeypatch.setattr(protocol, '_pretrained', none)
     assert protocol.available(cells_of('table4')[3], None, said.append).name == 'vit_random-cifar10-10' and 'random' in said[0]
+
+
+def test_images_are_flipped_at_scale_fast_only(monkeypatch):
+    monkeypatch.setattr(protocol, 'cifar', lambda *args, **kw: digits(0)._replace(train=replace(digits(0).train, augment=Augment(4, flip=True))))
+    flips = {s: protocol.load_set(Cell('resnet18', 'cifar10', scale=s), 0, None, 'cpu')[0].train.augment for s in protocol.SCALES}
+    assert flips == {'full': Augment(4), 'fast': Augment(4, flip=True), 'tiny': Augment(4)}
 
 
 def test_real_cifar_in_parts(real_data, tmp_path):

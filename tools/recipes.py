@@ -27,7 +27,7 @@ from lotus_nb.protocol import Cell, load_set
 from lotus_nb.train import make_task, recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ('lotus-resnet18', 'fast-resnet18')
+SCALES = {'lotus-resnet18': 'full', 'fast-resnet18': 'fast'}      # and the scale of the protocol that each belongs to, whose images they get
 
 
 def network(seed, k, width, device): return create_model('lotus_resnet18', k, seed=seed, width=width).to(device)
@@ -41,7 +41,7 @@ def trained(name, seed, a, work):
     changes, new = {'epochs': a.epochs, 'warmup': 0} if a.epochs else {}, partial(small_network, device=a.device)
     if a.data == 'digits': splits, part, changes['amp'] = digits(seed, device=a.device), 1/16, False
     else:
-        (splits, _), part = load_set(Cell('resnet18', a.data), seed, a.root, a.device), a.share
+        (splits, _), part = load_set(Cell('resnet18', a.data, scale=SCALES[name]), seed, a.root, a.device), a.share
         new = partial(network, k=len(splits.train.classes), width=a.width, device=a.device)
     images = splits.train
     if a.share < 1: images = take(images, draw_stratified(images.y, a.share, 0))
@@ -75,7 +75,7 @@ def main():
     begun, rows, made, left = time.time(), [], [], []
     with show_progress():
         for seed in a.seeds:
-            for r in RECIPES:
+            for r in SCALES:
                 work = a.work/name/f'{r}-{seed}'
                 if time.time() - begun > 60*a.minutes and not list(work.glob('original-*.json')): left.append(f'{r}, seed {seed}'); continue
                 row, facts = trained(r, seed, a, work)
