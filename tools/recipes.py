@@ -11,6 +11,7 @@ checkpoints stay in `.cache/recipes`, rows and how they came about go to `result
 import argparse
 import json
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def trained(name, seed, a, work):
     if a.share < 1: images = take(images, draw_stratified(images.y, a.share, 0))
     r = recipe(name, batch_size=max(2, round(part*recipe(name).batch_size)), **changes)
     task = make_task(splits._replace(train=images), .1, new, r, seed=seed, folder=work, gold=False)
-    facts = json.loads(next(work.glob('original-*.json')).read_text())
+    facts = next(f for f in map(json.loads, (f.read_text() for f in work.glob('original-*.json'))) if f['recipe'] == asdict(r))
     right = {p: share_correct(*predict(task.model, task.loader(p, train=False))) for p in ('val', 'test')}
     epochs = len(facts['log'])
     return dict(recipe=name, seed=seed, test_accuracy=right['test'], val_accuracy=right['val'], epochs=epochs, images=epochs*len(images), steps=epochs*-(-len(images)//r.batch_size),
