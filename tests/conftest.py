@@ -19,6 +19,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda i: i.name.startswith('test_notebook['))
 
 
+def quick(name, epochs):
+    "Few epochs or steps, for methods that have any."
+    from lotus_nb.methods.core import get_method
+    return {k: v for k, v in dict(epochs=epochs, steps=20*epochs).items() if k in get_method(name).defaults}
+
+
 @pytest.fixture(scope='session', autouse=True)
 def _begun(request):
     "Notebook → its run to come, and a semaphore: one at a time beside the other tests, which leave a second core idle."

@@ -33,7 +33,10 @@ class Python:
     def returncode(self): return self.process.exitcode
 
     def poll(self): return self.process.exitcode
-    def send_signal(self, s): os.kill(self.process.pid, s)
+
+    def send_signal(self, s):
+        "Nothing is sent to a process that has ended: its number may be another's by now."
+        if self.poll() is None: os.kill(self.process.pid, s)
 
     def wait(self):
         self.process.join()

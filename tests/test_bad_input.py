@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from conftest import quick
 from torch import nn
 
 from lotus_nb.data.core import split_forget
@@ -43,13 +44,8 @@ def trained(make):
     return train(make(), digits(0).train, recipe('digits', epochs=3)).model
 
 
-def quick(name):
-    "One epoch, or a few steps, for methods that have any."
-    return {k: v for k, v in dict(epochs=1, steps=20).items() if k in get_method(name).defaults}
-
-
 def run(name, task, **kwargs):
-    new = solve(task, name, **{**quick(name), **kwargs})
+    new = solve(task, name, **{**quick(name, 1), **kwargs})
     assert all(v.isfinite().all() for v in new.model.state_dict().values() if v.is_floating_point())
     assert predict(new.model, task.loader('retain', train=False))[0].isfinite().all()
     return new

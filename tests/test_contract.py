@@ -1,15 +1,11 @@
 "Every method, from the registry, holds to the contract; every recipe can be run; every slip is answered."
 import pytest
+from conftest import quick
 
 from lotus_nb.methods.core import check_method, get_method, list_methods, recipes, solve
 
 METHODS = list_methods()
 RECIPES = [(m, r) for m in METHODS for r in recipes(m)]
-
-
-def quick(name, epochs):
-    "Few epochs or steps, for methods that have any."
-    return {k: v for k, v in dict(epochs=epochs, steps=20*epochs).items() if k in get_method(name).defaults}
 
 
 def test_the_methods_of_this_library_are_found(): assert {'finetune', 'neggrad', 'lotus'} <= set(METHODS)

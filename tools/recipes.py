@@ -5,8 +5,8 @@
     python tools/recipes.py --root FOLDER --share .1 --width 16 --seeds 0      # a tenth of the images, a quarter of the channels: for a CPU
     python tools/recipes.py --data digits --seeds 0 1 2 3 4                    # a small network with BatchNorm, 400 images
 
-With `--share`, batches shrink alike, so that an epoch has as many steps; on digits they are a sixteenth. Killed and started again, it goes on after the last finished epoch; models and
-checkpoints stay in `.cache/recipes`, rows and how they came about go to `results/recipes`. `engine/train` reads them.
+With `--share`, batches shrink alike, so that an epoch has as many steps; on digits they are a sixteenth. Killed and started again, it goes on after the last
+finished epoch; models and checkpoints stay in `.cache/recipes`, rows and how they came about go to `results/recipes`. `engine/train` reads them.
 """
 import argparse
 import json
