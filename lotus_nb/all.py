@@ -19,7 +19,7 @@ __all__ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'di
            'plot_class_counts', 'plot_orthogonality', 'plot_pairs', 'LeaksFound', 'find_near_duplicates',
            'forget_twins', 'leak_check', 'cka_table', 'probe_table', 'relearn', 'clean_report', 'faults_line',
            'outcome_table', 'pooled_table', 'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw',
-           'cycle', 'distill_kl', 'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy',
+           'cycle', 'distill_kl', 'gumbel_softmax', 'join_batches', 'sgd', 'share_correct', 'soft_cross_entropy',
            'conclusion', 'summary', 'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins',
            'RECIPES', 'Recipe', 'digits_task', 'make_task', 'recipe', 'train', 'attacks', 'reinit', 'top_share']
 
@@ -55,7 +55,7 @@ from .metrics.core import Evidence, answers, evidence, list_metrics, load_eviden
 from .metrics.core import reference, save_evidence
 from .models import create_model, load_weights, normalisation, save_weights
 from .neighbours import find_near_duplicates, forget_twins, leak_check
-from .parts import adamw, cycle, distill_kl, gumbel_softmax, sgd, share_correct, side_by_side
+from .parts import adamw, cycle, distill_kl, gumbel_softmax, join_batches, sgd, share_correct
 from .parts import reinit, soft_cross_entropy, top_share
 from .report import conclusion, faults_line, outcome_table, pooled_table
 from .report import summary, table, text_table
@@ -80,6 +80,6 @@ _all_ = ['np', 'pd', 'torch', 'nn', 'F', 'bench', 'same_results', 'Batch', 'dige
          'find_near_duplicates', 'forget_twins', 'leak_check', 'cka_table', 'probe_table', 'relearn',
          'clean_report', 'faults_line', 'outcome_table', 'pooled_table',
          'create_model', 'load_weights', 'normalisation', 'save_weights', 'adamw', 'cycle', 'distill_kl',
-         'gumbel_softmax', 'sgd', 'share_correct', 'side_by_side', 'soft_cross_entropy', 'conclusion', 'summary',
+         'gumbel_softmax', 'join_batches', 'sgd', 'share_correct', 'soft_cross_entropy', 'conclusion', 'summary',
          'table', 'text_table', 'UnlearnTask', 'student_of', 'teacher_of', 'twins', 'RECIPES', 'Recipe',
          'digits_task', 'make_task', 'recipe', 'train', 'attacks', 'reinit', 'top_share']

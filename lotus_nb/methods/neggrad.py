@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..loop import Loop
 from .core import method
-from ..parts import sgd, side_by_side
+from ..parts import join_batches, sgd
 
 # %% ../../nbs/methods/02_neggrad.ipynb #62b4bbb9
 def contrast(model, b, beta: float):
@@ -56,5 +56,5 @@ def neggrad(model, task, *,
         if as_published:
             for part in ('forget', 'retain'): loop.run(task.loader(part), descend)
         else:
-            loop.run(side_by_side(task.loader('retain'), task.loader('forget')), lambda m, b: contrast(m, b, beta))
+            loop.run(join_batches(task.loader('retain'), task.loader('forget')), lambda m, b: contrast(m, b, beta))
     return model

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..core import Batch
 from ..loop import Loop, input_gradient, predict
 from .core import method
-from ..parts import adam, sgd, side_by_side
+from ..parts import adam, join_batches, sgd
 
 # %% ../../nbs/methods/08_unsir.ipynb #c281f347
 def learned(
@@ -132,7 +132,7 @@ def unsir(model, task, *,
         return F.cross_entropy(m(noise), y[:len(noise)]) + F.cross_entropy(m(kept), y)
     loop, period = Loop(model, sgd(model, lr, momentum)), impair_epochs + repair_epochs
     for e in loop.epochs(rounds*period):
-        if e % period < impair_epochs: loop.run(side_by_side(task.loader('forget'), kept), impair)
+        if e % period < impair_epochs: loop.run(join_batches(task.loader('forget'), kept), impair)
         else: loop.run(kept, repair)
     return model
 

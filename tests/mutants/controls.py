@@ -131,7 +131,7 @@ def _top_layers_reset(model, seed):
 
 
 def _alternating(): return rewritten(
-    neggrad, 'neggrad', "loop.run(side_by_side(task.loader('retain'), task.loader('forget')), lambda m, b: contrast(m, b, beta))",
+    neggrad, 'neggrad', "loop.run(join_batches(task.loader('retain'), task.loader('forget')), lambda m, b: contrast(m, b, beta))",
     "[loop.run(task.loader(p), lambda m, b: s*F.cross_entropy(m(b.x), b.y)) for p, s in (('forget', beta - 1), ('retain', beta))]")
 
 

@@ -69,7 +69,7 @@ def evaluation_ignores_augmentation(task):
 
 
 def neggrad_ascends(task, contrast=None):
-    model, b = student_of(task.model), next(iter(parts.side_by_side(task.loader('retain'), task.loader('forget'))))
+    model, b = student_of(task.model), next(iter(parts.join_batches(task.loader('retain'), task.loader('forget'))))
     torch.autograd.backward((contrast or neggrad.contrast)(model, b, 0.))                  # beta 0: ascent alone
     before = F.cross_entropy(model(b.x[b.forget]), b.y[b.forget])
     with torch.no_grad():
