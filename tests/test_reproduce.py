@@ -4,6 +4,8 @@ import math
 import re
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,7 @@ from lotus_nb.data.folder import read_forget
 from lotus_nb.methods.core import get_method, list_methods, recipes
 from lotus_nb.metrics.core import evidence, measure
 from lotus_nb.metrics.divergence import divergence
-from lotus_nb.protocol import measure_as_published
+from lotus_nb.protocol import load_set, measure_as_published
 from lotus_nb.task import student_of
 
 sys.path.insert(0, str(ROOT/'tools'))
@@ -134,7 +136,6 @@ def test_each_switch_of_a_method_is_off_by_default_and_in_its_recipe():
 
 
 def test_augmentation_reaches_forget_and_retain_only():
-    from dataclasses import replace
     from lotus_nb.data.core import Augment
     task = reproduce.digits_with_norm(0)
     task = replace(task, **{p: replace(task.part(p), augment=Augment(1)) for p in ('forget', 'retain', 'val', 'test')})
@@ -178,13 +179,13 @@ def test_the_gap_is_that_of_the_library(norm_task, refs):
 
 class Asked:
     "What a command is called with."
-    minutes, root, kept = 1e6, None, ROOT/'nowhere'
+    minutes, root, kept, share, budget = 1e6, None, ROOT/'nowhere', 1., 2
 
 
 @pytest.fixture
 def small_cifar(norm_task, tmp_path, monkeypatch):
     "Digits in the place of CIFAR-10, and folders of their own."
-    for k, v in dict(RETAIN=180, WORK=tmp_path/'work', OUT=tmp_path/'out', cifar_task=lambda *a: norm_task).items(): monkeypatch.setattr(reproduce, k, v)
+    for k, v in dict(RETAIN=180, WORK=tmp_path/'work', OUT=tmp_path/'out', cifar_task=lambda *a, **k: replace(norm_task, gold2=norm_task.gold)).items(): monkeypatch.setattr(reproduce, k, v)
     monkeypatch.setattr(reproduce.Pieces.__init__, '__defaults__', (tmp_path/'work',))
     return tmp_path
 
@@ -193,10 +194,36 @@ def test_the_comparison_on_cifar_judges_what_it_chose(small_cifar, monkeypatch):
     for k, v in dict(BUDGET=2, CIFAR_SEEDS=((105,), (0,)), list_methods=lambda: ['finetune', 'ssd']).items(): monkeypatch.setattr(reproduce, k, v)
     reproduce.run_fair_cifar10(Asked)
     frame = pd.read_csv(small_cifar/'out'/'fair-cifar10.csv')
-    assert len(frame) == 2*2*2 + 2*2 and set(frame.protocol) == {'paper', 'SalUn and CoUn'}
-    for _, g in frame.groupby(['protocol', 'method']):
+    assert len(frame) == 2*2*2 + 2*2 + 2*2 and set(frame.protocol) == {'paper', 'SalUn and CoUn'}
+    assert (frame[frame.method == 'gold2'].gap == 0).all() and (frame[frame.method == 'noop'].gap > 0).all()       # gold stands for the second gold here
+    for _, g in frame[~frame.method.isin(['noop', 'gold2'])].groupby(['protocol', 'method']):
         tuned = g[g.role == 'tuned'].set_index('setting').gap
         assert tuned[g[g.role == 'judged'].setting.item()] == tuned.min()
+
+
+def test_the_comparison_on_a_share_of_cifar(real_data, tmp_path, monkeypatch, capsys):
+    def few(cell, seed, root, device):
+        splits, source = load_set(cell, seed, root, device)
+        return type(splits)(*(reproduce.take(d, torch.arange(1000)) for d in splits)), source
+    for k, v in dict(NARROW=dict(width=4, epochs=6), CIFAR_SEEDS=((105,), (0,)), list_methods=lambda: ['finetune', 'delete'], OUT=tmp_path/'out', load_set=few).items():
+        monkeypatch.setattr(reproduce, k, v)
+    monkeypatch.setattr(reproduce.Pieces.__init__, '__defaults__', (tmp_path/'work',))
+    asked = ['fair', '--data', 'cifar10', '--root', str(real_data), '--share', '.1', '--budget']
+    def run(*argv):
+        monkeypatch.setattr(sys, 'argv', ['reproduce.py', *argv])
+        reproduce.main()
+    run(*asked, '1')
+    note = json.loads((tmp_path/'out'/'fair-cifar10-share-0.1.json').read_text())
+    assert note['command'] == 'python tools/reproduce.py fair --data cifar10 --root FOLDER --share 0.1 --budget 1' and (note['width'], note['epochs']) == (4, 6)
+    made = {f: f.stat().st_mtime_ns for f in (tmp_path/'work').rglob('*.json')}
+    run(*asked, '2')                                                                     # goes on from the smaller budget
+    rows = pd.read_csv(tmp_path/'out'/'fair-cifar10-share-0.1.csv')
+    assert (rows.role == 'tuned').sum() == 2*2*2 and not {f: t for f, t in made.items() if f.stat().st_mtime_ns != t}
+    task = reproduce.FairCifar(SimpleNamespace(share=.1, root=real_data, minutes=1, kept=None)).task(0)[0]
+    assert (len(task.forget), len(task.retain), task.batch_size) == (10, 90, 13) and task.gold2 is not None
+    for wrong, said in ((['digits', '--share', '.1'], 'are for'), ([*asked, '0'], 'must be at least 1'), (['fair', '--data', 'cifar10', '--share', '2'], 'at most 1')):
+        with pytest.raises(SystemExit): run(*wrong)
+        assert said in capsys.readouterr().err
 
 
 def test_a_gold_for_the_first_of_each_class(norm_task, small_cifar, monkeypatch):

@@ -4,7 +4,8 @@
     python tools/reproduce.py digits                                # a small network with BatchNorm, ten seeds
     python tools/reproduce.py split                                 # digits, twenty seeds: one forget set for all seeds, or one for each
     python tools/reproduce.py fair [--minutes 8]                    # digits: all methods, eight settings each, two protocols
-    python tools/reproduce.py fair --data cifar10 --root FOLDER     # the same with the ResNet-20: three more originals and golds, and about eight hours of methods on one core
+    python tools/reproduce.py fair --data cifar10 --root FOLDER     # the same with the ResNet-20: four originals, seven golds, and eight hours of methods or more on one core
+    python tools/reproduce.py fair --data cifar10 --root FOLDER --share .1      # a tenth of the images, and a ResNet-18 of a quarter of the channels
 
 Stopped and started again, each goes on after its last finished piece. Models and pieces stay in `.cache/reproduce`; rows and how they came about go to
 `results/reproduce`. `paper/what_did_not_reproduce` reads them, and runs the switches of one seed of digits again.
@@ -38,7 +39,7 @@ from lotus_nb.metrics.core import Evidence, evidence, load_evidence
 from lotus_nb.metrics.divergence import jsd, jsd_as_published, rf_jsd, rf_jsd_as_published
 from lotus_nb.metrics.mia import mia_entropy
 from lotus_nb.models import create_model, load_weights, save_weights
-from lotus_nb.protocol import PAPER, TRAIN_MODE_AT_END, augmented_evidence, each_by_itself, overwrite_statistics
+from lotus_nb.protocol import PAPER, TRAIN_MODE_AT_END, Cell, augmented_evidence, each_by_itself, load_set, overwrite_statistics
 from lotus_nb.task import student_of
 from lotus_nb.train import make_task, recipe
 
@@ -256,15 +257,15 @@ RUNS = {                                               # what is run here, at th
 PASSES, LOOKED_AT = 10, (3, 6, 10)               # of SSD: so many, as the published code on ResNet-18, and after which of them the model is looked at
 
 
-def cifar_task(seed, folder, root, forget='.1'):
+def cifar_task(seed, folder, root, forget='.1', gold2=False):
     "CIFAR-10 and a ResNet-20, as `tools/results.py` has them."
-    return image_task(seed, folder, data='cifar10', root=root, model='cifar_resnet20', weights=None, gold='train', forget=forget,
-                      recipe='cifar-resnet20-short', batch_size=128, device='cpu')
+    return image_task(seed, folder, data='cifar10', root=root, model='cifar_resnet20', weights=None, gold='train', gold2='train' if gold2 else None,
+                      forget=forget, recipe='cifar-resnet20-short', batch_size=128, device='cpu')
 
 
 def judged_on_few(task):
     "A task with some of its retain images, the same share of each class, to look at models with."
-    return replace(task, retain=take(task.retain, draw_stratified(task.retain.y, RETAIN/len(task.retain), 0)), twins='keep')
+    return task if len(task.retain) <= RETAIN else replace(task, retain=take(task.retain, draw_stratified(task.retain.y, RETAIN/len(task.retain), 0)), twins='keep')
 
 
 class Cifar:
@@ -540,6 +541,19 @@ def run_fair(a):
 
 
 CIFAR_SEEDS, CIFAR_ATTACKS = ((105,), (0, 1, 2)), {'paper': mia_entropy, 'SalUn and CoUn': mia_svc}
+NARROW = dict(width=16, epochs=40)                       # of the network, and of its trainings, where there is only a share of the images
+
+
+def few_images_task(seed, folder, root, share, gold2=False):
+    "A share of CIFAR-10's training images, cropped as the paper's, and its ResNet-18 with fewer channels; batches shrink with the images, so an epoch has as many steps."
+    splits = load_set(Cell('resnet18', 'cifar10'), seed, root, 'cpu')[0]
+    splits = splits._replace(train=take(splits.train, draw_stratified(splits.train.y, share, 0)))
+    new = lambda seed: create_model('lotus_resnet18', 10, seed=seed, width=NARROW['width'])
+    by = recipe('fast-resnet18', epochs=NARROW['epochs'], batch_size=smaller(recipe('fast-resnet18').batch_size, share))
+    return make_task(splits, .1, new, by, seed=seed, folder=folder, gold2=gold2, name='cifar10', batch_size=smaller(128, share))
+
+
+def smaller(size, share): return size and max(2, round(share*size))
 
 
 def cifar_centre(method):
@@ -550,31 +564,61 @@ def cifar_centre(method):
     return {**{k: v for k, v in get_method(method).defaults.items() if k in FACTORS and v}, **{k: v for k, v in r.items() if k != 'source'}}, size
 
 
-def cifar_gaps(task, gold, method, settings, size, seed):
-    "Gaps of one run by both attacks, with validation images in the place of test images, and with test images."
-    ev = unlearned(task, method, settings, seed, size, judged_on_few(task))
+def both_gaps(ev, gold):
+    "Gaps by both attacks, with validation images in the place of test images, and with test images; none of a destroyed model."
     if ev is None: return dict.fromkeys(('val', 'test'), dict.fromkeys(CIFAR_ATTACKS))
     return {k: {p: gap(f(ev), f(gold), attack) for p, attack in CIFAR_ATTACKS.items()} for k, f in (('val', on_val), ('test', lambda ev: ev))}
 
 
-def run_fair_cifar10(a):
-    pieces, memo = Pieces('fair-cifar10', a.minutes), {}
-    def gaps(m, j, seed):
+class FairCifar:
+    "The comparison on CIFAR-10, or a share of it, piece by piece."
+    def __init__(self, a):
+        self.name = 'fair-cifar10' + (f'-share-{a.share:g}' if a.share < 1 else '')
+        self.a, self.pieces, self.held = a, Pieces(self.name, a.minutes), None
+
+    def task(self, seed):
+        "The task of a seed, the task to look at its models with, and gold's evidence; the last one asked for is held."
+        if self.held is None or self.held[0] != seed:
+            folder, gold2 = self.pieces.folder/'models', seed in CIFAR_SEEDS[1]
+            if self.a.share < 1: t = few_images_task(seed, folder, self.a.root, self.a.share, gold2)
+            else: t = cifar_task(seed, self.a.kept/'models' if seed == 0 else folder, self.a.root, gold2=gold2)
+            self.held = seed, t, judged_on_few(t), evidence(t.gold, judged_on_few(t))
+        return self.held[1:]
+
+    def gaps(self, m, j, seed):
+        "Gaps of the j-th setting of a method."
         def make():
-            if seed not in memo:
-                memo.clear()
-                t = cifar_task(seed, a.kept/'models' if seed == 0 else pieces.folder/'models', a.root)
-                memo[seed] = t, evidence(t.gold, judged_on_few(t))
-            mid, size = cifar_centre(m)
-            return cifar_gaps(*memo[seed], m, drawn(m, j, mid), size, seed)
-        return pieces.get(f'{m}, setting {j}, seed {seed}', make)
-    methods, (tuned_on, judged_on) = sorted(list_methods()), CIFAR_SEEDS
-    tuned = {(m, j): {s: gaps(m, j, s)['val'] for s in tuned_on} for m in methods for j in range(BUDGET)}
-    best = {(p, m): int(np.argmin([mean_gap([g[p] for g in tuned[m, j].values()]) for j in range(BUDGET)])) for p in CIFAR_ATTACKS for m in methods}
+            (task, few, gold), (mid, size) = self.task(seed), cifar_centre(m)
+            return both_gaps(unlearned(task, m, drawn(m, j, mid), seed, smaller(size, self.a.share), few), gold)
+        return self.pieces.get(f'{m}, setting {j}, seed {seed}', make)
+
+    def references(self, seed):
+        "Gaps of doing nothing and of a second gold; accuracies of original and gold."
+        def make():
+            task, few, gold = self.task(seed)
+            noop = evidence(task.model, few)
+            return dict(gaps={'noop': both_gaps(noop, gold), 'gold2': both_gaps(evidence(task.gold2, few), gold)},
+                        original=dict(train=accuracy(noop, 'forget', 'retain'), test=accuracy(noop, 'test'), gold_test=accuracy(gold, 'test')))
+        return self.pieces.get(f'references, seed {seed}', make)
+
+
+def run_fair_cifar10(a):
+    c, methods, (tuned_on, judged_on) = FairCifar(a), sorted(list_methods()), CIFAR_SEEDS
+    tuned = {(m, j): {s: c.gaps(m, j, s)['val'] for s in tuned_on} for m in methods for j in range(a.budget)}
+    best = {(p, m): int(np.argmin([mean_gap([g[p] for g in tuned[m, j].values()]) for j in range(a.budget)])) for p in CIFAR_ATTACKS for m in methods}
     rows = [dict(protocol=p, method=m, setting=j, seed=s, role='tuned', gap=g[p]) for (m, j), by in tuned.items() for s, g in by.items() for p in CIFAR_ATTACKS]
-    for s in judged_on: rows += [dict(protocol=p, method=m, setting=j, seed=s, role='judged', gap=gaps(m, j, s)['test'][p]) for (p, m), j in best.items()]
-    finish('fair-cifar10', pd.DataFrame(rows), pieces, 'python tools/reproduce.py fair --data cifar10 --root FOLDER', budget=BUDGET, tuned_on=tuned_on, judged_on=judged_on,
-           factors=FACTORS, settings={m: [drawn(m, j, cifar_centre(m)[0]) for j in range(BUDGET)] for m in methods}, best={f'{p}, {m}': j for (p, m), j in best.items()}, not_run=[])
+    originals = {}
+    for s in judged_on:
+        found = c.references(s)
+        originals[s] = found['original']
+        rows += [dict(protocol=p, method=m, setting=0, seed=s, role='judged', gap=g['test'][p]) for m, g in found['gaps'].items() for p in CIFAR_ATTACKS]
+        rows += [dict(protocol=p, method=m, setting=j, seed=s, role='judged', gap=c.gaps(m, j, s)['test'][p]) for (p, m), j in best.items()]
+    few = dict(share=a.share, **NARROW) if a.share < 1 else {}
+    changed = f' --share {a.share:g}'*(a.share < 1) + f' --budget {a.budget}'*(a.budget != BUDGET)
+    finish(c.name, pd.DataFrame(rows), c.pieces, f'python tools/reproduce.py fair --data cifar10 --root FOLDER{changed}', model='ResNet-18' if few else 'ResNet-20',
+           **few, budget=a.budget, tuned_on=tuned_on, judged_on=judged_on, attacks={p: f.__name__ for p, f in CIFAR_ATTACKS.items()}, factors=FACTORS,
+           originals=originals, settings={m: [drawn(m, j, cifar_centre(m)[0]) for j in range(a.budget)] for m in methods},
+           best={p: {m: j for (q, m), j in best.items() if q == p} for p in CIFAR_ATTACKS}, not_run=[])
 
 
 def main():
@@ -583,10 +627,15 @@ def main():
     p.add_argument('--data', choices=['digits', 'cifar10'], default='digits', help='of `fair`')
     p.add_argument('--root', help='folder with CIFAR-10')
     p.add_argument('--kept', type=Path, default=ROOT/'.cache'/'results'/'cifar10', help='where `tools/results.py cifar10` left models and evidence')
+    p.add_argument('--share', type=float, default=1., help='of the training images, of `fair --data cifar10`')
+    p.add_argument('--budget', type=int, default=BUDGET, help='settings of each method, of `fair --data cifar10`; more go on from fewer')
     p.add_argument('--minutes', type=float, default=1e6, help='length of this step')
     p.add_argument('--seeds', type=int, default=20, help='of `split`')
     p.add_argument('--digits-seeds', type=int, default=10, help='of `digits`')
     a = p.parse_args()
+    if not 0 < a.share <= 1: p.error(f'--share is {a.share:g}; it must be above 0 and at most 1')
+    if a.budget < 1: p.error(f'--budget is {a.budget}; it must be at least 1')
+    if (a.share, a.budget) != (1, BUDGET) and (a.what, a.data) != ('fair', 'cifar10'): p.error('--share and --budget are for `fair --data cifar10`')
     torch.set_num_threads(1)
     with show_progress(): {'cifar10': run_cifar10, 'digits': run_digits, 'split': run_split, 'fair': run_fair_cifar10 if a.data == 'cifar10' else run_fair}[a.what](a)
 
