@@ -385,7 +385,8 @@ def test_the_page_says_what_was_not_run_and_how_to_run_it():
     for name in ('cifar10', 'fair'):
         note = stored(name)[1]
         assert all(k in text for k in note['not_run']) and (note['command'] in text or not note['not_run'])
-    assert (STORED/'fair-cifar10.csv').exists() or 'python tools/reproduce.py fair --data cifar10 --root FOLDER' in text
+    for name, few in (('fair-cifar10', ''), ('fair-cifar10-share-0.1', ' --share .1')):
+        assert (STORED/f'{name}.csv').exists() or f'Command: python tools/reproduce.py fair --data cifar10 --root FOLDER{few}\n' in text
 
 
 def test_figures_of_the_page_fit_on_a_phone():
