@@ -60,7 +60,7 @@ RECIPES = {
     'lotus-vit': Recipe(30, 1e-4, 64, schedule='constant', patience=10),  # from a backbone trained on ImageNet
     'vit-scratch': Recipe(60, 1e-3, 512, 'adamw', wd=.05, warmup=5, schedule='cosine'),  # a small ViT
     # short ones; see below what is known of them:
-    'fast-resnet18': Recipe(75, .05, 256, wd=1e-3, warmup=5),
+    'fast-resnet18': Recipe(75, .05, 256, warmup=5),
     'fast-vit': Recipe(8, 1e-4, 64, warmup=1, schedule='cosine'),
     'fast-vit-scratch': Recipe(30, 1e-3, 512, 'adamw', wd=.05, warmup=3, schedule='cosine'),
     'tiny': Recipe(20, 2e-3, 64, 'adamw', wd=0., schedule='cosine', amp=False),  # walks through a protocol on a CPU

@@ -49,7 +49,7 @@ def test_what_cannot_be_run_is_refused(given, said, monkeypatch, capsys):
 
 def test_the_fast_recipe_has_a_fraction_of_the_images():
     long, fast = (RECIPES[r] for r in recipes.SCALES)
-    assert fast.epochs*2 <= long.epochs and (long.opt, long.momentum) == (fast.opt, fast.momentum)
+    assert fast.epochs*2 <= long.epochs and (long.opt, long.wd, long.momentum) == (fast.opt, fast.wd, fast.momentum)
 
 
 @pytest.mark.parametrize('file', sorted((ROOT/'results'/'recipes').glob('*.csv')), ids=lambda f: f.stem)
