@@ -65,7 +65,7 @@ RECIPES = {
     'fast-vit-scratch': Recipe(30, 1e-3, 512, 'adamw', wd=.05, warmup=3, schedule='cosine'),
     'tiny': Recipe(20, 2e-3, 64, 'adamw', wd=0., schedule='cosine', amp=False),  # walks through a protocol on a CPU
     'cifar-resnet20': Recipe(40, .2, 128, warmup=2, schedule='cosine'),
-    'cifar-resnet20-short': Recipe(20, .2, 128, warmup=2, schedule='cosine'),       # 20 to 25 minutes on one CPU core
+    'cifar-resnet20-short': Recipe(20, .2, 128, warmup=2, schedule='cosine'),  # 20 to 25 minutes on a core with AVX-512
     # memorises 400 digits, in float32 on every machine:
     'digits': Recipe(60, 2e-3, 64, 'adamw', wd=0., schedule='constant', amp=False),
 }
