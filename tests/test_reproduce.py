@@ -212,7 +212,10 @@ def test_the_comparison_on_a_share_of_cifar(real_data, tmp_path, monkeypatch, ca
     def run(*argv):
         monkeypatch.setattr(sys, 'argv', ['reproduce.py', *argv])
         reproduce.main()
+    sizes, real = set(), reproduce.unlearned
+    monkeypatch.setattr(reproduce, 'unlearned', lambda task, m, how, seed, size, few: sizes.add((m, size)) or real(task, m, how, seed, size, few))
     run(*asked, '1')
+    assert sizes == {('finetune', 13), ('delete', 13)}                                   # batches of a method shrink too, from 128
     note = json.loads((tmp_path/'out'/'fair-cifar10-share-0.1.json').read_text())
     assert note['command'] == 'python tools/reproduce.py fair --data cifar10 --root FOLDER --share 0.1 --budget 1' and (note['width'], note['epochs']) == (4, 6)
     made = {f: f.stat().st_mtime_ns for f in (tmp_path/'work').rglob('*.json')}

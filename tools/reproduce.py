@@ -582,7 +582,8 @@ class FairCifar:
             folder, gold2 = self.pieces.folder/'models', seed in CIFAR_SEEDS[1]
             if self.a.share < 1: t = few_images_task(seed, folder, self.a.root, self.a.share, gold2)
             else: t = cifar_task(seed, self.a.kept/'models' if seed == 0 else folder, self.a.root, gold2=gold2)
-            self.held = seed, t, judged_on_few(t), evidence(t.gold, judged_on_few(t))
+            few = judged_on_few(t)
+            self.held = seed, t, few, evidence(t.gold, few)
         return self.held[1:]
 
     def gaps(self, m, j, seed):

@@ -3,7 +3,7 @@
     python tools/results.py digits
     python tools/results.py digits --forget .5             # half of the training images: results/digits-50
     python tools/results.py digits --forget class:3        # a whole class: results/digits-class-3
-    python tools/results.py cifar10 --root FOLDER          # needs the data; measured on one core with AVX-512, and several times as long without: two trainings of 20 to 25 minutes, an hour of methods
+    python tools/results.py cifar10 --root FOLDER          # needs the data; on a core with AVX-512: two trainings of 20 to 25 minutes, about an hour of methods
 
 Killed and started again, it goes on where it was. Models, evidence and checkpoints stay in `.cache/results/`, out of the repository; the
 digests of the weights are stored, so that a rebuilt model can be compared with the one that the rows are about.
