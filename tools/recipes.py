@@ -31,7 +31,17 @@ ROOT = Path(__file__).resolve().parent.parent
 SCALES = {'lotus-resnet18': 'full', 'fast-resnet18': 'fast'}      # and the scale of the protocol that each belongs to, whose images they get
 
 
-def network(seed, k, width, device): return create_model('lotus_resnet18', k, seed=seed, width=width).to(device)
+def a_share(splits, share):
+    "Splits with this share of the training images, the same of each class."
+    return splits if share == 1 else splits._replace(train=take(splits.train, draw_stratified(splits.train.y, share, 0)))
+
+
+def smaller(size, share):
+    "A batch size shrunk with the images, so that an epoch has as many steps."
+    return size and max(2, round(share*size))
+
+
+def network(seed, k, width, device='cpu'): return create_model('lotus_resnet18', k, seed=seed, width=width).to(device)
 
 
 def small_network(seed, device): return create_model('small_cnn', 10, in_chans=1, norm='batch', seed=seed).to(device)
@@ -44,14 +54,13 @@ def trained(name, seed, a, work):
     else:
         (splits, _), part = load_set(Cell('resnet18', a.data, scale=SCALES[name]), seed, a.root, a.device), a.share
         new = partial(network, k=len(splits.train.classes), width=a.width, device=a.device)
-    images = splits.train
-    if a.share < 1: images = take(images, draw_stratified(images.y, a.share, 0))
-    r = recipe(name, batch_size=max(2, round(part*recipe(name).batch_size)), **changes)
-    task = make_task(splits._replace(train=images), .1, new, r, seed=seed, folder=work, gold=False)
+    splits = a_share(splits, a.share)
+    r = recipe(name, batch_size=smaller(recipe(name).batch_size, part), **changes)
+    task = make_task(splits, .1, new, r, seed=seed, folder=work, gold=False)
     facts = next(f for f in map(json.loads, (f.read_text() for f in work.glob('original-*.json'))) if f['recipe'] == asdict(r))
     right = {p: share_correct(*predict(task.model, task.loader(p, train=False))) for p in ('val', 'test')}
     epochs = len(facts['log'])
-    return dict(recipe=name, seed=seed, test_accuracy=right['test'], val_accuracy=right['val'], epochs=epochs, images=epochs*len(images), steps=epochs*-(-len(images)//r.batch_size),
+    return dict(recipe=name, seed=seed, test_accuracy=right['test'], val_accuracy=right['val'], epochs=epochs, images=epochs*len(splits.train), steps=epochs*-(-len(splits.train)//r.batch_size),
                 seconds=facts['seconds']), {k: facts[k] for k in ('commit', 'device_name', 'threads', 'versions')}
 
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from recipes import a_share, network, smaller
 
 from lotus_nb.cli import image_task
 from lotus_nb.core import atomic, digest, doing, provenance, show_progress
@@ -216,9 +217,9 @@ class Pieces:
     def __init__(self, name, minutes, work=WORK):
         self.folder, self.end, self.facts = Path(work)/name, time.time() + 60*minutes, []
 
-    def get(self, name, make):
-        "What was made under this name, now or before; `SystemExit` when the time of this step is over."
-        file = self.folder/f'{name}.json'
+    def get(self, name, make, of=None):
+        "What was made under this name, now or before, `of` the same settings; `SystemExit` when the time of this step is over."
+        file = self.folder/f"{name}{'' if of is None else f', {digest(of)[:12]}'}.json"
         if not file.exists():
             if time.time() > self.end: raise SystemExit(f'Stopped before {name}; the same command goes on.')
             begun, cpu = time.time(), time.process_time()
@@ -546,14 +547,10 @@ NARROW = dict(width=16, epochs=40)                       # of the network, and o
 
 def few_images_task(seed, folder, root, share, gold2=False):
     "A share of CIFAR-10's training images, cropped as the paper's, and its ResNet-18 with fewer channels; batches shrink with the images, so an epoch has as many steps."
-    splits = load_set(Cell('resnet18', 'cifar10'), seed, root, 'cpu')[0]
-    splits = splits._replace(train=take(splits.train, draw_stratified(splits.train.y, share, 0)))
-    new = lambda seed: create_model('lotus_resnet18', 10, seed=seed, width=NARROW['width'])
+    splits = a_share(load_set(Cell('resnet18', 'cifar10'), seed, root, 'cpu')[0], share)
+    new = partial(network, k=10, width=NARROW['width'])
     by = recipe('fast-resnet18', epochs=NARROW['epochs'], batch_size=smaller(recipe('fast-resnet18').batch_size, share))
     return make_task(splits, .1, new, by, seed=seed, folder=folder, gold2=gold2, name='cifar10', batch_size=smaller(128, share))
-
-
-def smaller(size, share): return size and max(2, round(share*size))
 
 
 def cifar_centre(method):
@@ -588,10 +585,12 @@ class FairCifar:
 
     def gaps(self, m, j, seed):
         "Gaps of the j-th setting of a method."
+        mid, size = cifar_centre(m)
+        settings, size = drawn(m, j, mid), smaller(size, self.a.share)
         def make():
-            (task, few, gold), (mid, size) = self.task(seed), cifar_centre(m)
-            return both_gaps(unlearned(task, m, drawn(m, j, mid), seed, smaller(size, self.a.share), few), gold)
-        return self.pieces.get(f'{m}, setting {j}, seed {seed}', make)
+            task, few, gold = self.task(seed)
+            return both_gaps(unlearned(task, m, settings, seed, size, few), gold)
+        return self.pieces.get(f'{m}, setting {j}, seed {seed}', make, dict(settings, batch_size=size))
 
     def references(self, seed):
         "Gaps of doing nothing and of a second gold; accuracies of original and gold."
