@@ -201,17 +201,23 @@ def test_the_comparison_on_cifar_judges_what_it_chose(small_cifar, monkeypatch):
         assert tuned[g[g.role == 'judged'].setting.item()] == tuned.min()
 
 
-def test_the_comparison_on_a_share_of_cifar(real_data, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    "Runs the tool with these arguments, on 1,000 images at most, a network of 4 channels and few seeds; pieces and rows go to `work` and `out`."
     def few(cell, seed, root, device):
         splits, source = load_set(cell, seed, root, device)
         return type(splits)(*(reproduce.take(d, torch.arange(1000)) for d in splits)), source
     for k, v in dict(NARROW=dict(width=4, epochs=6), CIFAR_SEEDS=((105,), (0,)), list_methods=lambda: ['finetune', 'delete'], OUT=tmp_path/'out', load_set=few).items():
         monkeypatch.setattr(reproduce, k, v)
     monkeypatch.setattr(reproduce.Pieces.__init__, '__defaults__', (tmp_path/'work',))
-    asked = ['fair', '--data', 'cifar10', '--root', str(real_data), '--share', '.1', '--budget']
     def run(*argv):
         monkeypatch.setattr(sys, 'argv', ['reproduce.py', *argv])
         reproduce.main()
+    return run
+
+
+def test_the_comparison_on_a_share_of_cifar(real_data, run, tmp_path, monkeypatch, capsys):
+    asked = ['fair', '--data', 'cifar10', '--root', str(real_data), '--share', '.1', '--budget']
     sizes, real = set(), reproduce.unlearned
     monkeypatch.setattr(reproduce, 'unlearned', lambda task, m, how, seed, size, few: sizes.add((m, size)) or real(task, m, how, seed, size, few))
     run(*asked, '1')
@@ -227,9 +233,32 @@ def test_the_comparison_on_a_share_of_cifar(real_data, tmp_path, monkeypatch, ca
     assert (rows.role == 'tuned').sum() == 2*2*2 and not {f: t for f, t in made.items() if f.stat().st_mtime_ns != t}
     task = reproduce.FairCifar(SimpleNamespace(share=.1, root=real_data, minutes=1, kept=None)).task(0)[0]
     assert (len(task.forget), len(task.retain), task.batch_size) == (10, 90, 13) and task.gold2 is not None
-    for wrong, said in ((['digits', '--share', '.1'], 'are for'), ([*asked, '0'], 'must be at least 1'), (['fair', '--data', 'cifar10', '--share', '2'], 'at most 1')):
+    wrongs = {'--share is for': ['digits', '--share', '.1'], '--budget is for': ['split', '--budget', '4'], '--budget is 0; it must be at least 1': [*asked, '0'], 'at most 1': ['fair', '--data', 'cifar10', '--share', '2'],
+              '--seeds is 0': ['split', '--seeds', '0'], 'is for a share of the images': ['split', '--data', 'cifar10', '--root', str(real_data)]}
+    for said, wrong in wrongs.items():
         with pytest.raises(SystemExit): run(*wrong)
         assert said in capsys.readouterr().err
+
+
+def test_one_forget_set_or_many_on_a_share_of_cifar(real_data, run, tmp_path, monkeypatch):
+    models, tasks, real = tmp_path/'work'/'fair-cifar10-share-0.1'/'models', [], reproduce.split_rows
+    kept = reproduce.few_images_task(0, models, real_data, .1)                            # as the fair comparison leaves them
+    monkeypatch.setattr(reproduce, 'split_rows', lambda how, task, go: tasks.append((how, task)) or real(how, task, go))
+    run('split', '--data', 'cifar10', '--root', str(real_data), '--share', '.1', '--seeds', '2')
+    assert len(list(models.glob('original-*.safetensors'))) == 2 and len(list(models.glob('gold-*.safetensors'))) == 4      # a gold for each forget set, one original for both
+    rows, note = pd.read_csv(tmp_path/'out'/'split-cifar10-share-0.1.csv'), json.loads((tmp_path/'out'/'split-cifar10-share-0.1.json').read_text())
+    assert note['command'].endswith('split --data cifar10 --root FOLDER --share 0.1 --seeds 2') and len(rows) == 2*2*4*len(reproduce.COLUMNS)
+    assert rows.groupby('split').forget_ids.nunique().to_dict() == {'first': 1, 'random': 2}
+    for how, task in tasks:
+        y, ids = (torch.cat([getattr(task.forget, k), getattr(task.retain, k)]) for k in ('y', 'ids'))
+        first = torch.cat([ids[y == c].sort()[0][:max(1, int((y == c).sum())//10)] for c in y.unique()]).sort()[0]
+        assert torch.equal(task.forget.ids.sort()[0], first) == (how == 'first')
+        trained = {json.loads(f.read_text())['images'] for f in models.glob('gold-*.json')}
+        assert digest(task.retain.ids) in trained                                         # gold has not seen what is forgotten
+    drawn = next(t for how, t in tasks if how == 'random')
+    assert digest(drawn.model) == digest(kept.model) and digest(drawn.gold) == digest(kept.gold)
+    lotus = rows[(rows.method == 'lotus') & (rows.column == 'jsd')]
+    assert (lotus.value > 0).all() and lotus.value.nunique() == 4
 
 
 def test_a_gold_for_the_first_of_each_class(norm_task, small_cifar, monkeypatch):

@@ -3,6 +3,7 @@
     python tools/reproduce.py cifar10 --root FOLDER [--minutes 8]   # ResNet-20; original and gold as `tools/results.py cifar10` leaves them in .cache
     python tools/reproduce.py digits                                # a small network with BatchNorm, ten seeds
     python tools/reproduce.py split                                 # digits, twenty seeds: one forget set for all seeds, or one for each
+    python tools/reproduce.py split --data cifar10 --root FOLDER --share .1     # the same with a tenth of CIFAR-10 and a ResNet-18 of a quarter of the channels, six seeds
     python tools/reproduce.py fair [--minutes 8]                    # digits: all methods, eight settings each, two protocols
     python tools/reproduce.py fair --data cifar10 --root FOLDER     # the same with the ResNet-20: four originals, seven golds, and eight hours of methods or more on one core
     python tools/reproduce.py fair --data cifar10 --root FOLDER --share .1      # a tenth of the images, and a ResNet-18 of a quarter of the channels
@@ -212,6 +213,9 @@ def run_digits(a):
 
 # ---- Pieces of work, each kept whole
 
+def of_share(name, share): return name + (f'-share-{share:g}' if share < 1 else '')
+
+
 class Pieces:
     "Pieces of a longer run: each is a file, made once."
     def __init__(self, name, minutes, work=WORK):
@@ -396,28 +400,51 @@ def run_cifar10(a):
 
 # ---- One forget set for all seeds, or one for each
 
-SPLIT_METHODS = ('noop', 'finetune', 'lotus')
+SPLITS, SPLIT_METHODS = ('first', 'random'), ('noop', 'finetune', 'lotus')
 
 
-def split_seed(seed, folder):
-    "Rows of one seed: columns when the forget set is the first tenth of each class, and when it is drawn."
-    every, rows = noisy(digits(0), .3), []
+def split_rows(how, task, run):
+    "Rows of one seed and one forget set: columns of doing nothing, of methods, and of gold."
+    refs = references(task, False)[False]
+    seen = {m: refs[1] if m == 'noop' else look(run(m, task), task) for m in SPLIT_METHODS} | {'gold': refs[0]}
+    return [dict(split=how, method=m, column=k, value=v, forget_ids=digest(task.forget.ids)) for m, s in seen.items() for k, v in columns(s, *refs).items()]
+
+
+def forget_as(how, train):
+    "What is forgotten: the first tenth of each class, or a share to be drawn."
+    return forget_first(train, .1).positions(train) if how == 'first' else .1
+
+
+def split_digits(seed, folder):
+    "Rows of one seed of digits, for both forget sets."
+    every = noisy(digits(0), .3)
     held = replace(every.val, ids=torch.cat([every.val.ids, every.test.ids]).sort()[0])
     splits = Splits(every.train, *halves(held, seed))            # training images are the same for all seeds, as CIFAR's are; what is held out is split anew
-    for how, forget in (('first', forget_first(every.train, .1).positions(every.train)), ('random', .1)):
-        task = digits_with_norm(seed, splits=splits, forget=forget, folder=folder)
-        refs = references(task, False)[False]
-        for m in SPLIT_METHODS:
-            seen = refs[1] if m == 'noop' else look(solve(task, m, seed=seed, recipe='digits').model, task)
-            rows += [dict(split=how, method=m, column=k, value=v, forget_ids=digest(task.forget.ids)) for k, v in columns(seen, *refs).items()]
-        rows += [dict(split=how, method='gold', column=k, value=v, forget_ids=digest(task.forget.ids)) for k, v in columns(refs[0], *refs).items()]
-    return rows
+    run = lambda m, task: solve(task, m, seed=seed, recipe='digits').model
+    return [r for how in SPLITS for r in split_rows(how, digits_with_norm(seed, splits=splits, forget=forget_as(how, every.train), folder=folder), run)]
 
 
 def run_split(a):
-    pieces = Pieces('split', a.minutes)
-    rows = [dict(r, seed=s) for s in range(a.seeds) for r in pieces.get(f'seed {s}', lambda: split_seed(s, pieces.folder/'models'))]
-    finish('split', pd.DataFrame(rows), pieces, 'python tools/reproduce.py split', seeds=list(range(a.seeds)))
+    pieces, seeds = Pieces('split', a.minutes), range(a.seeds or 20)
+    rows = [dict(r, seed=s) for s in seeds for r in pieces.get(f'seed {s}', lambda: split_digits(s, pieces.folder/'models'))]
+    finish('split', pd.DataFrame(rows), pieces, 'python tools/reproduce.py split', seeds=list(seeds))
+
+
+def split_cifar10(how, seed, a, folder):
+    "Rows of one seed and one forget set, on a share of CIFAR-10."
+    def run(m, task):
+        settings, size = cifar_centre(m)
+        return solve(task, m, seed=seed, batch_size=smaller(size, a.share), **settings).model
+    return split_rows(how, few_images_task(seed, folder, a.root, a.share, forget=partial(forget_as, how)), run)
+
+
+def run_split_cifar10(a):
+    pieces, seeds = Pieces(of_share('split-cifar10', a.share), a.minutes), range(a.seeds or 6)
+    folder = pieces.folder.with_name(of_share('fair-cifar10', a.share))/'models'                     # of the fair comparison, whose originals and golds are the same
+    rows = [dict(r, seed=s) for s in seeds for how in SPLITS for r in pieces.get(f'seed {s}, {how}', lambda: split_cifar10(how, s, a, folder))]
+    changed = f' --seeds {a.seeds}' if a.seeds else ''
+    finish(pieces.folder.name, pd.DataFrame(rows), pieces, f'python tools/reproduce.py split --data cifar10 --root FOLDER --share {a.share:g}{changed}',
+           model='ResNet-18', share=a.share, **NARROW, seeds=list(seeds))
 
 
 # ---- The fair comparison
@@ -545,12 +572,12 @@ CIFAR_SEEDS, CIFAR_ATTACKS = ((105,), (0, 1, 2)), {'paper': mia_entropy, 'SalUn 
 NARROW = dict(width=16, epochs=40)                       # of the network, and of its trainings, where there is only a share of the images
 
 
-def few_images_task(seed, folder, root, share, gold2=False):
+def few_images_task(seed, folder, root, share, gold2=False, forget=partial(forget_as, 'random')):
     "A share of CIFAR-10's training images, cropped as the paper's, and its ResNet-18 with fewer channels; batches shrink with the images, so an epoch has as many steps."
     splits = a_share(load_set(Cell('resnet18', 'cifar10'), seed, root, 'cpu')[0], share)
     new = partial(network, k=10, width=NARROW['width'])
     by = recipe('fast-resnet18', epochs=NARROW['epochs'], batch_size=smaller(recipe('fast-resnet18').batch_size, share))
-    return make_task(splits, .1, new, by, seed=seed, folder=folder, gold2=gold2, name='cifar10', batch_size=smaller(128, share))
+    return make_task(splits, forget(splits.train), new, by, seed=seed, folder=folder, gold2=gold2, name='cifar10', batch_size=smaller(128, share))
 
 
 def cifar_centre(method):
@@ -570,7 +597,7 @@ def both_gaps(ev, gold):
 class FairCifar:
     "The comparison on CIFAR-10, or a share of it, piece by piece."
     def __init__(self, a):
-        self.name = 'fair-cifar10' + (f'-share-{a.share:g}' if a.share < 1 else '')
+        self.name = of_share('fair-cifar10', a.share)
         self.a, self.pieces, self.held = a, Pieces(self.name, a.minutes), None
 
     def task(self, seed):
@@ -624,20 +651,24 @@ def run_fair_cifar10(a):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('what', choices=['cifar10', 'digits', 'split', 'fair'])
-    p.add_argument('--data', choices=['digits', 'cifar10'], default='digits', help='of `fair`')
+    p.add_argument('--data', choices=['digits', 'cifar10'], default='digits', help='of `fair` and `split`')
     p.add_argument('--root', help='folder with CIFAR-10')
     p.add_argument('--kept', type=Path, default=ROOT/'.cache'/'results'/'cifar10', help='where `tools/results.py cifar10` left models and evidence')
-    p.add_argument('--share', type=float, default=1., help='of the training images, of `fair --data cifar10`')
+    p.add_argument('--share', type=float, default=1., help='of the training images, of `fair` and `split` on CIFAR-10')
     p.add_argument('--budget', type=int, default=BUDGET, help='settings of each method, of `fair --data cifar10`; more go on from fewer')
     p.add_argument('--minutes', type=float, default=1e6, help='length of this step')
-    p.add_argument('--seeds', type=int, default=20, help='of `split`')
+    p.add_argument('--seeds', type=int, help='of `split`; 20 on digits, 6 on CIFAR-10')
     p.add_argument('--digits-seeds', type=int, default=10, help='of `digits`')
     a = p.parse_args()
     if not 0 < a.share <= 1: p.error(f'--share is {a.share:g}; it must be above 0 and at most 1')
     if a.budget < 1: p.error(f'--budget is {a.budget}; it must be at least 1')
-    if (a.share, a.budget) != (1, BUDGET) and (a.what, a.data) != ('fair', 'cifar10'): p.error('--share and --budget are for `fair --data cifar10`')
+    if a.seeds is not None and a.seeds < 1: p.error(f'--seeds is {a.seeds}; it must be at least 1')
+    on_images = a.what if a.data == 'cifar10' else None
+    if a.budget != BUDGET and on_images != 'fair': p.error('--budget is for `fair --data cifar10`')
+    if a.share < 1 and on_images not in ('fair', 'split'): p.error('--share is for `fair` and `split` with `--data cifar10`')
+    if a.share == 1 and on_images == 'split': p.error('`split --data cifar10` is for a share of the images (--share .1); with all of them, `cifar10` trains a gold for the first tenth')
     torch.set_num_threads(1)
-    with show_progress(): {'cifar10': run_cifar10, 'digits': run_digits, 'split': run_split, 'fair': run_fair_cifar10 if a.data == 'cifar10' else run_fair}[a.what](a)
+    with show_progress(): {'cifar10': run_cifar10, 'digits': run_digits, 'split': run_split_cifar10 if on_images else run_split, 'fair': run_fair_cifar10 if on_images else run_fair}[a.what](a)
 
 
 if __name__ == '__main__': main()
