@@ -225,13 +225,19 @@ def test_the_comparison_on_a_share_of_cifar(real_data, run, tmp_path, monkeypatc
     note = json.loads((tmp_path/'out'/'fair-cifar10-share-0.1.json').read_text())
     assert note['command'] == 'python tools/reproduce.py fair --data cifar10 --root FOLDER --share 0.1 --budget 1' and (note['width'], note['epochs']) == (4, 6)
     made = {f: f.stat().st_mtime_ns for f in (tmp_path/'work').rglob('*.json')}
-    with monkeypatch.context() as m:                                                     # other settings are other pieces
+    comparison = lambda: reproduce.FairCifar(SimpleNamespace(share=.1, root=real_data, minutes=1, kept=None))
+    with monkeypatch.context() as m:                                                     # other settings, and other models, are other pieces
         m.setattr(reproduce, 'drawn', lambda m, j, mid: dict(mid, lr=.001))
-        assert reproduce.FairCifar(SimpleNamespace(share=.1, root=real_data, minutes=1, kept=None)).gaps('finetune', 0, 105)['val'] and len(made) < len(list((tmp_path/'work').rglob('*.json')))
+        assert comparison().gaps('finetune', 0, 105)['val'] and len(made) < len(list((tmp_path/'work').rglob('*.json')))
+        m.setattr(reproduce.Pieces, 'get', lambda self, name, make, of: (name, digest(of)))
+        keys = lambda: {comparison().gaps('finetune', 0, 105), comparison().references(0)}
+        ours = keys()
+        m.setattr(reproduce, 'NARROW', dict(width=4, epochs=7))
+        assert not ours & keys()
     run(*asked, '2')                                                                     # goes on from the smaller budget
     rows = pd.read_csv(tmp_path/'out'/'fair-cifar10-share-0.1.csv')
     assert (rows.role == 'tuned').sum() == 2*2*2 and not {f: t for f, t in made.items() if f.stat().st_mtime_ns != t}
-    task = reproduce.FairCifar(SimpleNamespace(share=.1, root=real_data, minutes=1, kept=None)).task(0)[0]
+    task = comparison().task(0)[0]
     assert (len(task.forget), len(task.retain), task.batch_size) == (10, 90, 13) and task.gold2 is not None
     wrongs = {'--share is for': ['digits', '--share', '.1'], '--budget is for': ['split', '--budget', '4'], '--budget is 0; it must be at least 1': [*asked, '0'], 'at most 1': ['fair', '--data', 'cifar10', '--share', '2'],
               '--seeds is 0': ['split', '--seeds', '0'], 'is for a share of the images': ['split', '--data', 'cifar10', '--root', str(real_data)]}

@@ -441,7 +441,8 @@ def split_cifar10(how, seed, a, folder):
 def run_split_cifar10(a):
     pieces, seeds = Pieces(of_share('split-cifar10', a.share), a.minutes), range(a.seeds or 6)
     folder = pieces.folder.with_name(of_share('fair-cifar10', a.share))/'models'                     # of the fair comparison, whose originals and golds are the same
-    rows = [dict(r, seed=s) for s in seeds for how in SPLITS for r in pieces.get(f'seed {s}, {how}', lambda: split_cifar10(how, s, a, folder))]
+    of = [NARROW, *map(cifar_centre, SPLIT_METHODS[1:])]
+    rows = [dict(r, seed=s) for s in seeds for how in SPLITS for r in pieces.get(f'seed {s}, {how}', lambda: split_cifar10(how, s, a, folder), of)]
     changed = f' --seeds {a.seeds}' if a.seeds else ''
     finish(pieces.folder.name, pd.DataFrame(rows), pieces, f'python tools/reproduce.py split --data cifar10 --root FOLDER --share {a.share:g}{changed}',
            model='ResNet-18', share=a.share, **NARROW, seeds=list(seeds))
@@ -598,7 +599,7 @@ class FairCifar:
     "The comparison on CIFAR-10, or a share of it, piece by piece."
     def __init__(self, a):
         self.name = of_share('fair-cifar10', a.share)
-        self.a, self.pieces, self.held = a, Pieces(self.name, a.minutes), None
+        self.a, self.pieces, self.held, self.models = a, Pieces(self.name, a.minutes), None, NARROW if a.share < 1 else {}
 
     def task(self, seed):
         "The task of a seed, the task to look at its models with, and gold's evidence; the last one asked for is held."
@@ -617,7 +618,7 @@ class FairCifar:
         def make():
             task, few, gold = self.task(seed)
             return both_gaps(unlearned(task, m, settings, seed, size, few), gold)
-        return self.pieces.get(f'{m}, setting {j}, seed {seed}', make, dict(settings, batch_size=size))
+        return self.pieces.get(f'{m}, setting {j}, seed {seed}', make, dict(settings, batch_size=size, **self.models))
 
     def references(self, seed):
         "Gaps of doing nothing and of a second gold; accuracies of original and gold."
@@ -626,7 +627,7 @@ class FairCifar:
             noop = evidence(task.model, few)
             return dict(gaps={'noop': both_gaps(noop, gold), 'gold2': both_gaps(evidence(task.gold2, few), gold)},
                         original=dict(train=accuracy(noop, 'forget', 'retain'), test=accuracy(noop, 'test'), gold_test=accuracy(gold, 'test')))
-        return self.pieces.get(f'references, seed {seed}', make)
+        return self.pieces.get(f'references, seed {seed}', make, self.models)
 
 
 def run_fair_cifar10(a):
@@ -640,7 +641,7 @@ def run_fair_cifar10(a):
         originals[s] = found['original']
         rows += [dict(protocol=p, method=m, setting=0, seed=s, role='judged', gap=g['test'][p]) for m, g in found['gaps'].items() for p in CIFAR_ATTACKS]
         rows += [dict(protocol=p, method=m, setting=j, seed=s, role='judged', gap=c.gaps(m, j, s)['test'][p]) for (p, m), j in best.items()]
-    few = dict(share=a.share, **NARROW) if a.share < 1 else {}
+    few = dict(share=a.share, **c.models) if c.models else {}
     changed = f' --share {a.share:g}'*(a.share < 1) + f' --budget {a.budget}'*(a.budget != BUDGET)
     finish(c.name, pd.DataFrame(rows), c.pieces, f'python tools/reproduce.py fair --data cifar10 --root FOLDER{changed}', model='ResNet-18' if few else 'ResNet-20',
            **few, budget=a.budget, tuned_on=tuned_on, judged_on=judged_on, attacks={p: f.__name__ for p, f in CIFAR_ATTACKS.items()}, factors=FACTORS,
