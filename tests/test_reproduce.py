@@ -267,6 +267,20 @@ def test_one_forget_set_or_many_on_a_share_of_cifar(real_data, run, tmp_path, mo
     assert (lotus.value > 0).all() and lotus.value.nunique() == 4
 
 
+def test_what_digits_forget(norm_task, monkeypatch):
+    asked, nothing = [], lambda *a, **k: {}
+    ran = lambda task, m, **how: asked.append((m, how)) or SimpleNamespace(model=task.model, seconds=1., cost={'backward': 1})
+    given = dict(solve=ran, digits_with_norm=lambda seed, splits, forget: asked.append(forget) or norm_task, references=lambda *a: {False: (None, None)})
+    for k, v in {**dict.fromkeys(('look', 'columns', 'published_columns', 'switch_evaluation', 'time_units'), nothing), **given}.items(): monkeypatch.setattr(reproduce, k, v)
+    y = digits(0).train.y
+    for forget, want in ((None, .1), ('.5', .5), ('class:3', (y == 3).nonzero()[:, 0])):
+        asked.clear()
+        reproduce.switch_digits(0, forget)
+        assert torch.equal(torch.as_tensor(asked[0]), torch.as_tensor(want))
+        recipe = {m: {how['recipe'] for k, how in asked[1:] if k == m} for m in reproduce.PAPER}
+        assert recipe == {m: {'class' if forget == 'class:3' and m in ('lotus', 'unsir') else 'digits'} for m in reproduce.PAPER}
+
+
 def test_a_gold_for_the_first_of_each_class(norm_task, small_cifar, monkeypatch):
     asked = []
     monkeypatch.setattr(reproduce, 'cifar', lambda *a: digits(0))

@@ -2,6 +2,7 @@
 
     python tools/reproduce.py cifar10 --root FOLDER [--minutes 8]   # ResNet-20; original and gold as `tools/results.py cifar10` leaves them in .cache
     python tools/reproduce.py digits                                # a small network with BatchNorm, ten seeds
+    python tools/reproduce.py digits --forget .5                    # half of them to forget; or all images of a class: --forget class:3
     python tools/reproduce.py split                                 # digits, twenty seeds: one forget set for all seeds, or one for each
     python tools/reproduce.py split --data cifar10 --root FOLDER --share .1     # the same with a tenth of CIFAR-10 and a ResNet-18 of a quarter of the channels, six seeds
     python tools/reproduce.py fair [--minutes 8]                    # digits: all methods, eight settings each, two protocols
@@ -14,7 +15,6 @@ Stopped and started again, each goes on after its last finished piece. Models an
 import argparse
 import json
 import math
-import runpy
 import shutil
 import time
 from dataclasses import replace
@@ -26,11 +26,12 @@ import numpy as np
 import pandas as pd
 import torch
 from recipes import a_share, network, smaller
+from results import CIFAR10, CLASSES, folder_of
 
 from lotus_nb.cli import image_task
 from lotus_nb.core import atomic, digest, doing, provenance, show_progress
 from lotus_nb.data.cifar import cifar
-from lotus_nb.data.core import Splits, draw_stratified, halves, take
+from lotus_nb.data.core import Splits, draw_stratified, halves, positions_of, take
 from lotus_nb.data.digits import digits
 from lotus_nb.data.splits import forget_first
 from lotus_nb.methods.core import get_method, list_methods, recipes, solve
@@ -185,17 +186,21 @@ def digits_with_norm(seed, noise=.3, norm='batch', folder=None, splits=None, for
     return make_task(splits or noisy(digits(seed), noise), forget, partial(small_net, norm=norm), recipe('digits'), seed=seed, folder=folder, name='digits', batch_size=64)
 
 
-def switch_digits(seed):
+def switch_digits(seed, forget=None):
     "Rows of all switches, on digits: of the evaluation for each method, of each method as its recipe for digits has it; and of each method of the paper with all of them on."
-    task = digits_with_norm(seed)
+    every = noisy(digits(seed), .3)
+    whole = (forget or '').startswith('class:')
+    task = digits_with_norm(seed, splits=every, forget=positions_of(every.train, forget.removeprefix('class:')) if whole else float(forget or .1))
+    how = {m: CLASSES.get(m, {}) if whole else {} for m in PAPER}
+    run = lambda m, **change: solve(task, m, seed=seed, **{'recipe': 'digits', **how[m], **change})
     refs, rows = references(task, False), []
     gold, noop = (columns(r, *refs[False]) for r in refs[False])
-    runs = {m: solve(task, m, seed=seed, recipe='digits') for m in PAPER}
+    runs = {m: run(m) for m in PAPER}
     seen = {m: look(u.model, task) for m, u in runs.items()}
     last = {'noop': task.model, 'gold': task.gold} | {m: u.model for m, u in runs.items()}
     for m in TRAIN_MODE_AT_END: rows += switch_evaluation(runs[m].model, m, task, refs, seen[m])
     for d, (m, change) in METHOD_DEFECTS.items():
-        on = solve(task, m, seed=seed, recipe='digits', **{k: v for k, v in change.items() if k != 'augmented_accuracy'})     # digits are not augmented
+        on = run(m, **{k: v for k, v in change.items() if k != 'augmented_accuracy'})                                          # digits are not augmented
         last[m] = on.model
         rows += pairs(d, m, columns(seen[m], *refs[False]), columns(look(on.model, task), *refs[False])) + work_rows(d, m, runs[m], on)
         if m == 'salun': rows += time_units(on, task)
@@ -206,9 +211,10 @@ def switch_digits(seed):
 
 
 def run_digits(a):
-    pieces = Pieces('digits', a.minutes)
-    rows = [dict(r, seed=s) for s in range(a.digits_seeds) for r in pieces.get(f'seed {s}', lambda: switch_digits(s))]
-    finish('digits', pd.DataFrame(rows), pieces, 'python tools/reproduce.py digits', model='small_cnn with BatchNorm', seeds=list(range(a.digits_seeds)))
+    pieces = Pieces(folder_of('digits', a.forget), a.minutes)
+    rows = [dict(r, seed=s) for s in range(a.digits_seeds) for r in pieces.get(f'seed {s}', lambda: switch_digits(s, a.forget))]
+    finish(pieces.folder.name, pd.DataFrame(rows), pieces, 'python tools/reproduce.py digits' + (f' --forget {a.forget}' if a.forget else ''),
+           model='small_cnn with BatchNorm', seeds=list(range(a.digits_seeds)))
 
 
 # ---- Pieces of work, each kept whole
@@ -583,7 +589,7 @@ def few_images_task(seed, folder, root, share, gold2=False, forget=partial(forge
 
 def cifar_centre(method):
     "Settings of `tools/results.py`, with those defaults that are varied too; and the batch size."
-    plan = dict(runpy.run_path(str(ROOT/'tools'/'results.py'))['CIFAR10'].get(method, {}))
+    plan = dict(CIFAR10.get(method, {}))
     r = {**recipes(method).get(plan.pop('recipe', None), {}), **plan}
     size = r.pop('batch_size', None)
     return {**{k: v for k, v in get_method(method).defaults.items() if k in FACTORS and v}, **{k: v for k, v in r.items() if k != 'source'}}, size
@@ -653,6 +659,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('what', choices=['cifar10', 'digits', 'split', 'fair'])
     p.add_argument('--data', choices=['digits', 'cifar10'], default='digits', help='of `fair` and `split`')
+    p.add_argument('--forget', help="of `digits`: a share other than a tenth, or 'class:3'")
     p.add_argument('--root', help='folder with CIFAR-10')
     p.add_argument('--kept', type=Path, default=ROOT/'.cache'/'results'/'cifar10', help='where `tools/results.py cifar10` left models and evidence')
     p.add_argument('--share', type=float, default=1., help='of the training images, of `fair` and `split` on CIFAR-10')
@@ -663,6 +670,7 @@ def main():
     a = p.parse_args()
     if not 0 < a.share <= 1: p.error(f'--share is {a.share:g}; it must be above 0 and at most 1')
     if a.budget < 1: p.error(f'--budget is {a.budget}; it must be at least 1')
+    if a.forget and a.what != 'digits': p.error('--forget is for `digits`')
     if a.seeds is not None and a.seeds < 1: p.error(f'--seeds is {a.seeds}; it must be at least 1')
     on_images = a.what if a.data == 'cifar10' else None
     if a.budget != BUDGET and on_images != 'fair': p.error('--budget is for `fair --data cifar10`')
