@@ -270,8 +270,8 @@ def test_one_forget_set_or_many_on_a_share_of_cifar(real_data, run, tmp_path, mo
 def test_what_digits_forget(norm_task, monkeypatch):
     asked, nothing = [], lambda *a, **k: {}
     ran = lambda task, m, **how: asked.append((m, how)) or SimpleNamespace(model=task.model, seconds=1., cost={'backward': 1})
-    given = dict(solve=ran, digits_with_norm=lambda seed, splits, forget: asked.append(forget) or norm_task, references=lambda *a: {False: (None, None)})
-    for k, v in {**dict.fromkeys(('look', 'columns', 'published_columns', 'switch_evaluation', 'time_units'), nothing), **given}.items(): monkeypatch.setattr(reproduce, k, v)
+    given = dict(solve=ran, digits_with_norm=lambda seed, splits, forget: asked.append(forget) or norm_task, references=lambda *a: {False: (None, None)}, columns=lambda *a: {'jsd': 0.})
+    for k, v in {**dict.fromkeys(('look', 'published_columns', 'switch_evaluation', 'time_units'), nothing), **given}.items(): monkeypatch.setattr(reproduce, k, v)
     y = digits(0).train.y
     for forget, want in ((None, .1), ('.5', .5), ('class:3', (y == 3).nonzero()[:, 0])):
         asked.clear()
