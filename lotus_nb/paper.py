@@ -165,7 +165,7 @@ class Stored:
     @property
     def device(self) -> str:
         "What it ran on."
-        return self.note.get('device_name') or self.note.get('device', '')
+        return ', '.join(self.note.get('devices') or []) or self.note.get('device_name') or self.note.get('device', '')
 
 def stored(
     name: str,                       # Folder of `results/`
@@ -264,7 +264,7 @@ def side_by_side(
     *,
     level: float = .95,                          # Of the intervals
     root: str | Path | None = None,              # As in `results_folder`
-) -> pd.DataFrame:  # Printed; and, as `described_…` and `published_…`: mean, sd, n, low, high, device, minus_…
+) -> pd.DataFrame:  # Printed; and, as `described_…` and `published_…`: mean, sd, n, low, high, device, minus_… with low, high
     "Each printed number beside ours, in the printed unit; missing where we have not run it."
     df = published[published.metric.isin(MEASURES)].reset_index(drop=True)
     if not len(df): raise ValueError(f"None of these metrics has a counterpart. Known: {', '.join(MEASURES)}.")
@@ -281,9 +281,20 @@ def side_by_side(
         for k in ('mean', 'sd', 'n', 'low', 'high'): out[f'{side}_{k}'] = [c.get(k, np.nan) for c in cells]
         out[f'{side}_device'] = [c.get('device', '') for c in cells]
     no_time = out.metric != 'time_min'
-    for side in sides: out[f'{side}_minus_printed'] = (out[f'{side}_mean'] - out.printed).where(no_time)
+    for side in sides:
+        for end, k in (('', 'mean'), ('_low', 'low'), ('_high', 'high')):
+            out[f'{side}_minus_printed{end}'] = (out[f'{side}_{k}'] - out.printed).where(no_time)
     moved, alike = out.published_mean - out.described_mean, out.published_device == out.described_device
-    return out.assign(published_minus_described=moved.where(no_time | alike))
+    half = _welch(out, level)
+    return out.assign(**{f'published_minus_described{end}': (moved + step).where(no_time | alike)
+                         for end, step in (('', 0), ('_low', -half), ('_high', half))})
+
+def _welch(out, level):
+    "Half the interval of a difference of two means whose seeds are no pairs, since their forget sets differ (Welch, 1947)."
+    a, b = (out[f'{side}_sd']**2/out[f'{side}_n'] for side in ('described', 'published'))
+    with np.errstate(invalid='ignore', divide='ignore'):
+        df = (a + b)**2/(a**2/(out.described_n - 1) + b**2/(out.published_n - 1))
+        return student.ppf((1 + level)/2, df)*np.sqrt(a + b)
 
 def _lines(lines, sides):
     "Lines of each setting, followed by those of its stand-ins that have run."
@@ -337,13 +348,15 @@ def _head(side, kind):
     return f'ours, as {kind}' + (f' ({", ".join(devices)})' if devices else '')
 
 def _text(r, kind, digits):
-    "A cell: as printed; or ours with standard deviation, interval and seeds; or a signed difference."
+    "A cell: as printed; or ours with standard deviation, interval and seeds; or a signed difference with interval."
     if kind == 'printed':
         if pd.isna(r[kind]): return '–'
         return f"{r[kind]:.{digits}f}" + ('' if pd.isna(r['printed_sd']) else f" ± {r['printed_sd']:.{digits}f}")
     digits, mean = max(digits, 3), r[kind if kind in r else f'{kind}_mean']
     if pd.isna(mean): return _why_missing(r, kind)
-    if 'minus' in kind: return f'{mean:+.{digits}f}'
+    if 'minus' in kind:
+        low, high = r[f'{kind}_low'], r[f'{kind}_high']
+        return f'{mean:+.{digits}f}' + ('' if pd.isna(low) else f' [{low:+.{digits}f}, {high:+.{digits}f}]')
     sd, low, high, n = (r[f'{kind}_{k}'] for k in ('sd', 'low', 'high', 'n'))
     spread = '' if pd.isna(sd) else f' ± {sd:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
     return f'{mean:.{digits}f}{spread} (n={int(n)})'
@@ -379,17 +392,18 @@ class Elsewhere(NamedTuple):
     same: bool = False  # Whether those are the models of the rows as described
 
 _R20 = 'ResNet-20 (not ResNet-18), CIFAR-10, 10 % to forget'
-_DIGITS = 'python tools/results.py digits'
+_DIGITS, _SWITCHED = 'python tools/results.py digits', 'python tools/reproduce.py digits'
 ELSEWHERE = {
     'cifar10': Elsewhere(_R20, 'python tools/results.py cifar10 --root FOLDER',
                          _R20 + ', 5,000 images to retain looked at',
                          'python tools/reproduce.py cifar10 --root FOLDER', same=True),
     'digits': Elsewhere('small CNN, 400 digits, 40 to forget', _DIGITS,
-                        'small CNN with BatchNorm, 400 noisy digits, 40 to forget', 'python tools/reproduce.py digits'),
-    'digits-50': Elsewhere('small CNN, 400 digits, 200 to forget', f'{_DIGITS} --forget .5', '',
-                           "lotus-nb paper --item table2, in the paper's setting"),
-    'digits-class-3': Elsewhere('small CNN, 400 digits, all threes to forget', f'{_DIGITS} --forget class:3', '',
-                                "lotus-nb paper --item classes, in the paper's setting")}
+                        'small CNN with BatchNorm, 400 noisy digits, 40 to forget', _SWITCHED),
+    'digits-50': Elsewhere('small CNN, 400 digits, 200 to forget', f'{_DIGITS} --forget .5',
+                           'small CNN with BatchNorm, 400 noisy digits, 200 to forget', f'{_SWITCHED} --forget .5'),
+    'digits-class-3': Elsewhere('small CNN, 400 digits, all threes to forget', f'{_DIGITS} --forget class:3',
+                                'small CNN with BatchNorm, 400 noisy digits, all threes to forget',
+                                f'{_SWITCHED} --forget class:3')}
 _SHOWN = ('mia_entropy', 'forget_accuracy', 'retain_accuracy', 'test_accuracy', 'avg_gap', 'jsd')
 
 def switched(
