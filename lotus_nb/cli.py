@@ -702,20 +702,15 @@ def _show_item(item, cells, rows, scale, results):
                 ('as published', (*MEASURED, 'seconds'), frame[theirs].assign(method=bare[theirs]))):
             if len(part): print(f'{name}, ours {title}\n{text_table(table(part, columns), width=_width())}\n')
     if scale == 'tiny' or not ITEMS[item].printed: return
-    ours = [f.assign(run=c.base, device=_made_how(f, c, results)) for c in cells if len(f := rows.get(c.name, ()))]
+    ours = [f.assign(run=c.name, device=_devices(results/c.name)) for c in cells if len(f := rows.get(c.name, ()))]
     try: side = printed.side_by_side(printed.published(**ITEMS[item].printed), *_two_kinds(ours))
     except ValueError as e: print(f'Not held against the printed table: {e}'); return
     shown = printed.flat(printed.shown(side))
     print(text_table(shown.set_index(shown.iloc[:, 0] + ' ' + shown.iloc[:, 1]).iloc[:, 2:], width=_width()))
 
-def _made_how(rows, cell, results):
-    "What stands over a column of ours: the device, and what is not as in the paper's protocol."
+def _devices(folder):
     import json
-    from lotus_nb.protocol import AS_PUBLISHED
-    note = json.loads((results/cell.name/'provenance.json').read_text())
-    first = [', '.join(note['devices']), *(['short recipe for trainings'] if cell.scale == 'fast' else [])]
-    own = [*first, *(['first of each class for every seed'] if cell.split == 'first-k' else [])]
-    return ['; '.join(first if m.endswith(AS_PUBLISHED) else own) for m in rows.method]
+    return ', '.join(json.loads((folder/'provenance.json').read_text())['devices'])
 
 def _two_kinds(frames):
     "Rows as described, and as published under the methods' own names."

@@ -129,7 +129,8 @@ def cells_of(
     found = [c for name, i in ITEMS.items() if item in (None, name) for c in i.cells]
     if scale == 'tiny': found = [_tiny(c, cifar_here) for c in found]
     seeds = tuple(seeds or (SEEDS[:1] if scale == 'tiny' else SEEDS))
-    return list(dict.fromkeys(replace(c, scale=scale, split=split, seeds=seeds) for c in found))
+    split_of = lambda c: split if c.share else 'random'            # a class, or a set's own choice, is the same either way
+    return list(dict.fromkeys(replace(c, scale=scale, split=split_of(c), seeds=seeds) for c in found))
 
 def _tiny(cell, cifar_here):
     "What stands for a cell on a CPU."

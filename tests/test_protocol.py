@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -455,19 +456,21 @@ def test_unattended_steps_go_on_until_all_is_done(whole, tmp_path):
 
 
 def test_rows_beside_printed_ones_say_how_they_were_made(tmp_path, capsys):
-    "A short recipe and a fixed split are named over the column, with the device."
+    "A short recipe and a fixed split have rows of their own, and only what was made as printed gets a difference."
     from lotus_nb import cli, paper
-    printed = paper.published(**ITEMS['table4'].printed)
-    cells = [c for c in cells_of('table4', 'fast', split='first-k') if c.base == 'resnet18-cifar10-10']
-    rows = pd.DataFrame([dict(task=cells[0].name, method=m, seed=s, hparams='{}', metric='test_accuracy', value=.9 + s/1e6, unit='share', n=5000)
-                         for m in ('lotus', 'lotus' + AS_PUBLISHED) for s in SEEDS])
-    (tmp_path/cells[0].name).mkdir()
-    (tmp_path/cells[0].name/'provenance.json').write_text(json.dumps(dict(devices=['A Card'])))
-    cli._show_item('table4', cells, {cells[0].name: rows}, 'fast', tmp_path)
-    out = capsys.readouterr().out
-    assert len(printed) and 'A Card; short recipe for trainings; first of each class for every seed' in out
-    assert cli._made_how(rows, cells[0], tmp_path)[-1] == 'A Card; short recipe for trainings'
-    plain = replace(cells[0], scale='full', split='random')
-    (tmp_path/plain.name).mkdir()
-    (tmp_path/plain.name/'provenance.json').write_text(json.dumps(dict(devices=['A Card'])))
-    assert set(cli._made_how(rows, plain, tmp_path)) == {'A Card'}
+    def lines(scale, split):
+        cell = next(c for c in cells_of('table4', scale, split=split) if c.base == 'resnet18-cifar10-10')
+        rows = pd.DataFrame([dict(task=cell.name, method=m, seed=s, hparams='{}', metric='test_accuracy', value=.9 + s/1e6, unit='share', n=5000)
+                             for m in ('lotus', 'lotus' + AS_PUBLISHED) for s in SEEDS])
+        (tmp_path/cell.name).mkdir()
+        (tmp_path/cell.name/'provenance.json').write_text(json.dumps(dict(devices=['A Card', 'Another'])))
+        with patch.object(paper, 'flat', wraps=paper.flat) as flat: cli._show_item('table4', [cell], {cell.name: rows}, scale, tmp_path)
+        assert 'A Card, Another' in capsys.readouterr().out
+        shown = flat.call_args[0][0]
+        return shown['as described − printed', 'Test acc'].xs('LoTUS', level='method').filter(like='ResNet18 CIFAR-10')
+    printed = paper.published(**ITEMS['table4'].printed, model='ResNet18', dataset='CIFAR-10', method='LoTUS', metric='test_acc')['mean'].item()
+    apart = f'{.9 + np.mean(SEEDS)/1e6 - printed:+.3f} ['
+    full, fixed, fast = lines('full', 'random'), lines('full', 'first-k'), lines('fast', 'first-k')
+    assert full['ResNet18 CIFAR-10'].startswith(apart)
+    assert fixed["ResNet18 CIFAR-10 (the paper's fixed split)"].startswith(apart) and fixed['ResNet18 CIFAR-10'] == 'not run'
+    assert fast["ResNet18 CIFAR-10 (the paper's fixed split, fast recipe)"] == '–'

@@ -17,16 +17,16 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from lotus_nb.protocol import carry_in, carry_out, cells_of, command_line, run_cells
+from lotus_nb.protocol import SPLITS, carry_in, carry_out, cells_of, command_line, run_cells
 
 # ResNet-18 first, 10 % and then 50 %; as described and as published, every method, three seeds.
 PLAN = ('resnet18-cifar10-10', 'resnet18-cifar100-10', 'resnet18-cifar10-50', 'resnet18-cifar100-50')
 
 
 def known(scale):
-    "Every run of the paper by its name, with the ViT that is trained from random weights and with the small stand-ins."
+    "Every run of the paper by its name, with random forget sets and with the paper's fixed one, with the ViT that is trained from random weights and with the small stand-ins."
     from dataclasses import replace
-    cells = cells_of(scale=scale) + (cells_of(scale=scale, cifar_here=False) if scale == 'tiny' else [])
+    cells = [c for here in ((True, False) if scale == 'tiny' else (True,)) for split in SPLITS for c in cells_of(scale=scale, split=split, cifar_here=here)]
     return {c.name: c for c in [*cells, *(replace(c, model='vit_random') for c in cells if c.model == 'vit')]}
 
 
@@ -40,7 +40,7 @@ def chosen(names, scale, seeds):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--run', nargs='*', help=f'names of runs; without it {", ".join(PLAN)}')
+    p.add_argument('--run', nargs='*', help=f"names of runs, those with the paper's fixed forget set end in -first-k; without it {', '.join(PLAN)}")
     p.add_argument('--scale', default='full', choices=['full', 'fast', 'tiny'])
     p.add_argument('--root', type=Path, help='folder with the data')
     p.add_argument('--minutes', type=float, default=8., help='length of the step')
