@@ -264,7 +264,7 @@ def side_by_side(
     *,
     level: float = .95,                          # Of the intervals
     root: str | Path | None = None,              # As in `results_folder`
-) -> pd.DataFrame:  # Printed; and, as `described_…` and `published_…`: mean, sd, n, low, high, device, minus_… with low, high
+) -> pd.DataFrame:  # Printed; as `described_…` and `published_…`: mean, sd, n, low, high, device, minus_… (_low, _high)
     "Each printed number beside ours, in the printed unit; missing where we have not run it."
     df = published[published.metric.isin(MEASURES)].reset_index(drop=True)
     if not len(df): raise ValueError(f"None of these metrics has a counterpart. Known: {', '.join(MEASURES)}.")
@@ -290,7 +290,7 @@ def side_by_side(
                          for end, step in (('', 0), ('_low', -half), ('_high', half))})
 
 def _welch(out, level):
-    "Half the interval of a difference of two means whose seeds are no pairs, since their forget sets differ (Welch, 1947)."
+    "Half the interval of a difference of two means over seeds that are no pairs (Welch, 1947)."
     a, b = (out[f'{side}_sd']**2/out[f'{side}_n'] for side in ('described', 'published'))
     with np.errstate(invalid='ignore', divide='ignore'):
         df = (a + b)**2/(a**2/(out.described_n - 1) + b**2/(out.published_n - 1))

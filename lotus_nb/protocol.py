@@ -129,7 +129,7 @@ def cells_of(
     found = [c for name, i in ITEMS.items() if item in (None, name) for c in i.cells]
     if scale == 'tiny': found = [_tiny(c, cifar_here) for c in found]
     seeds = tuple(seeds or (SEEDS[:1] if scale == 'tiny' else SEEDS))
-    split_of = lambda c: split if c.share else 'random'            # a class, or a set's own choice, is the same either way
+    split_of = lambda c: split if c.share else 'random'      # a class, or a set's own choice, is the same either way
     return list(dict.fromkeys(replace(c, scale=scale, split=split_of(c), seeds=seeds) for c in found))
 
 def _tiny(cell, cifar_here):

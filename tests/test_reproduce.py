@@ -349,8 +349,12 @@ def as_published(frame):
     return rows
 
 
-def test_digits_rows():
-    frame, note = stored('digits')
+DIGITS = ('digits', 'digits-50', 'digits-class-3')
+
+
+@pytest.mark.parametrize('name', DIGITS)
+def test_digits_rows(name):
+    frame, note = stored(name)
     assert sorted(frame.seed.unique()) == note['seeds'] and len(note['seeds']) >= 10
     rows, known = as_published(frame), {'gold', 'noop', *reproduce.PAPER}
     assert set(rows.method) == known and set(reproduce.METHOD_DEFECTS) <= set(frame.defect)
@@ -372,7 +376,7 @@ def test_cifar_says_what_is_as_published():
     if 'finetune' in note['runs']: assert note['runs']['finetune']['settings']['epochs'] == 3
 
 
-@pytest.mark.parametrize('name', ['cifar10', 'digits', 'split', 'fair', 'fair-cifar10-share-0.1'])
+@pytest.mark.parametrize('name', ['cifar10', *DIGITS, 'split', 'fair', 'fair-cifar10-share-0.1'])
 def test_results_are_of_committed_code(name):
     note = stored(name)[1]
     assert note['commit'] and not [c for c in (note['commit'], *note['made']) if '+' in c.split(' on ')[0]]
@@ -420,7 +424,7 @@ def test_fair_rows():
         assert np.mean([v['train'] for v in o.values()]) > .99 and abs(np.mean([v['test'] for v in o.values()]) - want[p]) < .03
 
 
-@pytest.mark.parametrize('name', ['cifar10', 'digits', 'split', 'fair', 'fair-cifar10-share-0.1'])
+@pytest.mark.parametrize('name', ['cifar10', *DIGITS, 'split', 'fair', 'fair-cifar10-share-0.1'])
 def test_a_changed_row_is_noticed(name, tmp_path, monkeypatch):
     for end in ('csv', 'json'): (tmp_path/f'{name}.{end}').write_bytes((STORED/f'{name}.{end}').read_bytes())
     monkeypatch.setattr(sys.modules[__name__], 'STORED', tmp_path)
