@@ -376,14 +376,19 @@ def test_cifar_says_what_is_as_published():
     if 'finetune' in note['runs']: assert note['runs']['finetune']['settings']['epochs'] == 3
 
 
-@pytest.mark.parametrize('name', ['cifar10', *DIGITS, 'split', 'fair', 'fair-cifar10-share-0.1'])
+STORED_RUNS = ('cifar10', *DIGITS, 'split', 'split-cifar10-share-0.1', 'fair', 'fair-cifar10-share-0.1')
+
+
+@pytest.mark.parametrize('name', STORED_RUNS)
 def test_results_are_of_committed_code(name):
     note = stored(name)[1]
     assert note['commit'] and not [c for c in (note['commit'], *note['made']) if '+' in c.split(' on ')[0]]
 
 
-def test_split_rows():
-    frame, note = stored('split')
+@pytest.mark.parametrize('name, seeds', [('split', 20), ('split-cifar10-share-0.1', 6)])
+def test_split_rows(name, seeds):
+    frame, note = stored(name)
+    assert len(note['seeds']) == seeds
     ids = frame.groupby('split').forget_ids.nunique()
     assert ids['first'] == 1 and ids['random'] == len(note['seeds']) == frame.seed.nunique()
     assert (frame.groupby(['split', 'method', 'column']).seed.nunique() == len(note['seeds'])).all()
@@ -424,7 +429,7 @@ def test_fair_rows():
         assert np.mean([v['train'] for v in o.values()]) > .99 and abs(np.mean([v['test'] for v in o.values()]) - want[p]) < .03
 
 
-@pytest.mark.parametrize('name', ['cifar10', *DIGITS, 'split', 'fair', 'fair-cifar10-share-0.1'])
+@pytest.mark.parametrize('name', STORED_RUNS)
 def test_a_changed_row_is_noticed(name, tmp_path, monkeypatch):
     for end in ('csv', 'json'): (tmp_path/f'{name}.{end}').write_bytes((STORED/f'{name}.{end}').read_bytes())
     monkeypatch.setattr(sys.modules[__name__], 'STORED', tmp_path)
