@@ -624,7 +624,7 @@ class FairCifar:
         def make():
             task, few, gold = self.task(seed)
             return both_gaps(unlearned(task, m, settings, seed, size, few), gold)
-        return self.pieces.get(f'{m}, setting {j}, seed {seed}', make, dict(settings, batch_size=size, **self.models))
+        return self.pieces.get(f'{m}, setting {j}, seed {seed}', make, [settings, size, self.models])
 
     def references(self, seed):
         "Gaps of doing nothing and of a second gold; accuracies of original and gold."
