@@ -232,7 +232,7 @@ def test_the_comparison_on_a_share_of_cifar(real_data, run, tmp_path, monkeypatc
         m.setattr(reproduce.Pieces, 'get', lambda self, name, make, of: (name, digest(of)))
         keys = lambda: {comparison().gaps('finetune', 0, 105), comparison().references(0)}
         ours = keys()
-        m.setattr(reproduce, 'drawn', lambda m, j, mid: dict(mid, epochs=9))
+        m.setattr(reproduce, 'drawn', lambda m, j, mid: dict(mid, lr=.001, epochs=9))
         assert len(ours | keys()) == 3                                                   # the references are the same
         ours = keys()
         m.setattr(reproduce, 'NARROW', dict(width=4, epochs=7))
