@@ -433,7 +433,7 @@ def split_digits(seed, folder):
 def run_split(a):
     pieces, seeds = Pieces('split', a.minutes), range(a.seeds or 20)
     rows = [dict(r, seed=s) for s in seeds for r in pieces.get(f'seed {s}', lambda: split_digits(s, pieces.folder/'models'))]
-    finish('split', pd.DataFrame(rows), pieces, 'python tools/reproduce.py split', seeds=list(seeds))
+    finish('split', pd.DataFrame(rows), pieces, 'python tools/reproduce.py split' + (f' --seeds {a.seeds}' if a.seeds else ''), seeds=list(seeds))
 
 
 def split_cifar10(how, seed, a, folder):
