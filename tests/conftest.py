@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_collection_modifyitems(items):
     "Notebooks come last, since they run beside the other tests from the start."
-    items.sort(key=lambda i: i.name.startswith('test_notebook['))
+    items.sort(key=lambda i: 'runs' in i.fixturenames)
 
 
 def quick(name, epochs):
@@ -28,7 +28,7 @@ def quick(name, epochs):
 @pytest.fixture(scope='session', autouse=True)
 def _begun(request):
     "Notebook → its run to come, and a semaphore: one at a time beside the other tests, which leave a second core idle."
-    wanted = [p['notebook'] for i in request.session.items if 'notebook' in (p := getattr(getattr(i, 'callspec', None), 'params', {}))]
+    wanted = [*dict.fromkeys(p['notebook'] for i in request.session.items if 'notebook' in (p := getattr(getattr(i, 'callspec', None), 'params', {})))]
     if not wanted:
         yield {}, None
         return

@@ -1,10 +1,13 @@
-"Every notebook, as one test case: all cells but those flagged in `tst_flags`, each notebook in a process of its own."
+"Every notebook, as one test case: all cells but those flagged in `tst_flags`, each notebook in a process of its own. What pages of the paper show is what they give."
 import os
+import re
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from fastcore.nbio import mk_cell, new_nb, write_nb
+from fastcore.nbio import mk_cell, new_nb, read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from processes import Python
@@ -13,13 +16,22 @@ CONFIG = get_config(ROOT)
 FLAGS = CONFIG.tst_flags.split()
 NOTEBOOKS = sorted(str(p) for p in nbglob(ROOT/'nbs', as_path=True))
 NAMES = [os.path.relpath(n, ROOT/'nbs') for n in NOTEBOOKS]
+FROM_RESULTS = [n for n, name in zip(NOTEBOOKS, NAMES) if re.match(r'paper/(?!00|02|15)', name)]          # these three train, too, and depend on the processor
+EXECUTED = tempfile.TemporaryDirectory()
 SLOW = ('00_bench', 'index', 'fastai', 'cli', 'quickstart', 'methods', 'loop')          # these start first
 
 
+def executed(notebook): return Path(EXECUTED.name)/'-'.join(Path(notebook).parts[-2:])
+
+
 def start(notebook):
-    "Run a notebook in a new process: what it patches or registers reaches no other one. `conftest.py` says when."
-    code = 'import sys\nfrom nbdev.test import test_nb\nsys.exit(not test_nb(sys.argv[1], skip_flags=sys.argv[3:], cell_timeout=int(sys.argv[2]))[0])'
-    p = Python(code, notebook, CONFIG.cell_timeout, *FLAGS)
+    "Run a notebook in a new process: what it patches or registers reaches no other one. `conftest.py` says when. Its outputs go to a copy."
+    code = """import sys
+from nbdev import test
+write, copy = test.write_nb, sys.argv[2]
+test.write_nb = lambda nb, _: write(nb, copy)
+sys.exit(not test.test_nb(sys.argv[1], skip_flags=sys.argv[4:], cell_timeout=int(sys.argv[3]), save=True)[0])"""
+    p = Python(code, notebook, executed(notebook), CONFIG.cell_timeout, *FLAGS)
     out, err = p.communicate()
     return subprocess.CompletedProcess(notebook, p.returncode, out, err)
 
@@ -28,6 +40,33 @@ def start(notebook):
 def test_notebook(notebook, runs):
     done = runs[notebook].result()
     assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
+
+
+def shown(notebook):
+    "Cell → the words and numbers that it shows, without markup."
+    def words(output):
+        data = output.get('data', {'text/plain': output.get('text', '')})
+        return re.sub('<[^>]*>', ' ', ''.join(data.get('text/html') or data.get('text/plain') or '')).split()
+    return {c.id: [words(o) for o in c.get('outputs') or ()] for c in read_nb(notebook).cells if c.cell_type == 'code'}
+
+
+@pytest.mark.parametrize('notebook', FROM_RESULTS, ids=lambda n: os.path.relpath(n, ROOT/'nbs'))
+def test_shown_is_what_a_new_run_gives(notebook, runs):
+    "Pages that read `results/` are not older than what lies there."
+    assert runs[notebook].result().returncode == 0
+    stored, new = shown(notebook), shown(executed(notebook))
+    assert {k: (v, new[k]) for k, v in stored.items() if v != new[k]} == {} and sum(map(bool, sum(stored.values(), []))) > 3
+
+
+def test_a_stale_page_is_seen(tmp_path):
+    page = notebook(tmp_path/'stale.ipynb', "import pandas as pd\npd.DataFrame({'a': [1]})", 'print(2)')
+    start(page)
+    new = read_nb(executed(page))
+    for was, now in (('<td>1</td>', '<td>3</td>'), ('2\n', '4\n')):
+        write_nb(new, page)
+        assert shown(page) == shown(executed(page))
+        page.write_text(text := page.read_text().replace(was.replace('\n', '\\n'), now.replace('\n', '\\n')))
+        assert now[:-1] in text and shown(page) != shown(executed(page))
 
 
 def test_every_notebook_is_tested():

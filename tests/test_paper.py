@@ -2,7 +2,6 @@
 import ast
 import base64
 import csv
-import html
 import io
 import json
 import re
@@ -486,27 +485,6 @@ def test_there_is_a_page_for_each_item():
     assert [p.stem[:2] for p in PAGES] == [str(i) for i in range(10, 20)]
     text = ''.join(p.read_text(encoding='utf-8') for p in sorted(FOLDER.glob('*.ipynb')))
     assert [i for i in ITEMS if f'--item {i}' not in text] == []
-
-
-def outdated(cells):
-    "Cells of tables of other runs, as `elsewhere` makes them, that the rows which are stored do not give; and how many there are."
-    odd, seen = [], 0
-    for c in cells:
-        if c.cell_type != 'code' or not (made := calls(parsed(c.source), 'elsewhere')): continue
-        fresh = {v for n in made for v in paper.elsewhere(n.args[0].value, (*paper._SHOWN, 'rf_jsd', 'seconds')).to_numpy().ravel()}
-        ours = [v for v in map(html.unescape, re.findall('<td>(.*?)</td>', ''.join(''.join(o.get('data', {}).get('text/html', '')) for o in c.outputs))) if '(n=' in v or v == 'not run']
-        seen, odd = seen + len(ours), odd + [v for v in ours if v not in fresh]
-    return odd, seen
-
-
-def test_tables_of_other_runs_are_those_of_the_stored_rows():
-    found = {p.stem: outdated(read_nb(p).cells) for p in PAGES}
-    assert {k: odd for k, (odd, _) in found.items() if odd} == {} and sum(n > 20 for _, n in found.values()) >= 6
-    cells = read_nb(PAGES[3]).cells
-    table = next(c for c in cells if c.cell_type == 'code' and calls(parsed(c.source), 'elsewhere'))
-    for o in table.outputs:
-        if 'text/html' in o.get('data', {}): o['data']['text/html'] = ''.join(o['data']['text/html']).replace('(n=1)', '(n=2)')
-    assert outdated(cells)[0]
 
 
 def test_one_order_of_methods():

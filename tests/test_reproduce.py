@@ -243,7 +243,7 @@ def test_the_comparison_on_a_share_of_cifar(real_data, run, tmp_path, monkeypatc
     task = comparison().task(0)[0]
     assert (len(task.forget), len(task.retain), task.batch_size) == (10, 90, 13) and task.gold2 is not None
     wrongs = {'--share is for': ['digits', '--share', '.1'], '--budget is for': ['split', '--budget', '4'], '--budget is 0; it must be at least 1': [*asked, '0'], 'at most 1': ['fair', '--data', 'cifar10', '--share', '2'],
-              '--seeds is 0': ['split', '--seeds', '0'], 'is for a share of the images': ['split', '--data', 'cifar10', '--root', str(real_data)]}
+              '--seeds is 0': ['split', '--seeds', '0'], '--seeds is for': ['fair', '--seeds', '2'], '--data is for': ['cifar10', '--data', 'digits'], 'is for a share of the images': ['split', '--data', 'cifar10', '--root', str(real_data)]}
     for said, wrong in wrongs.items():
         with pytest.raises(SystemExit): run(*wrong)
         assert said in capsys.readouterr().err
@@ -282,6 +282,15 @@ def test_what_digits_forget(norm_task, monkeypatch):
         assert torch.equal(torch.as_tensor(asked[0]), torch.as_tensor(want))
         recipe = {m: {how['recipe'] for k, how in asked[1:] if k == m} for m in reproduce.PAPER}
         assert recipe == {m: {'class' if forget == 'class:3' and m in ('lotus', 'unsir') else 'digits'} for m in reproduce.PAPER}
+
+
+def test_the_stored_command_is_the_one_that_was_given(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, 'switch_digits', lambda seed, forget: reproduce.pairs('none', 'noop', {'jsd': seed}, {'jsd': seed}))
+    for asked, seeds in (([], 10), (['--seeds', '2'], 2), (['--forget', 'class:3', '--seeds', '3'], 3)):
+        run('digits', *asked)
+        stem = 'digits-class-3' if 'class:3' in asked else 'digits'
+        rows, note = pd.read_csv(tmp_path/'out'/f'{stem}.csv'), json.loads((tmp_path/'out'/f'{stem}.json').read_text())
+        assert note['command'] == ' '.join(['python tools/reproduce.py digits', *asked]) and rows.seed.to_list() == note['seeds'] == [*range(seeds)]
 
 
 def test_a_gold_for_the_first_of_each_class(norm_task, small_cifar, monkeypatch):

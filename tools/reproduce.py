@@ -211,10 +211,14 @@ def switch_digits(seed, forget=None):
 
 
 def run_digits(a):
-    pieces = Pieces(folder_of('digits', a.forget), a.minutes)
-    rows = [dict(r, seed=s) for s in range(a.digits_seeds) for r in pieces.get(f'seed {s}', lambda: switch_digits(s, a.forget))]
-    finish(pieces.folder.name, pd.DataFrame(rows), pieces, 'python tools/reproduce.py digits' + (f' --forget {a.forget}' if a.forget else ''),
-           model='small_cnn with BatchNorm', seeds=list(range(a.digits_seeds)))
+    pieces, seeds = Pieces(folder_of('digits', a.forget), a.minutes), range(a.seeds or 10)
+    rows = [dict(r, seed=s) for s in seeds for r in pieces.get(f'seed {s}', lambda: switch_digits(s, a.forget))]
+    finish(pieces.folder.name, pd.DataFrame(rows), pieces, f'python tools/reproduce.py digits{given(a, "forget", "seeds")}', model='small_cnn with BatchNorm', seeds=list(seeds))
+
+
+def given(a, *names):
+    "Options of a command as they were given."
+    return ''.join(f' --{n} {v}' for n in names if (v := getattr(a, n)) is not None)
 
 
 # ---- Pieces of work, each kept whole
@@ -433,7 +437,7 @@ def split_digits(seed, folder):
 def run_split(a):
     pieces, seeds = Pieces('split', a.minutes), range(a.seeds or 20)
     rows = [dict(r, seed=s) for s in seeds for r in pieces.get(f'seed {s}', lambda: split_digits(s, pieces.folder/'models'))]
-    finish('split', pd.DataFrame(rows), pieces, 'python tools/reproduce.py split' + (f' --seeds {a.seeds}' if a.seeds else ''), seeds=list(seeds))
+    finish('split', pd.DataFrame(rows), pieces, f'python tools/reproduce.py split{given(a, "seeds")}', seeds=list(seeds))
 
 
 def split_cifar10(how, seed, a, folder):
@@ -449,8 +453,7 @@ def run_split_cifar10(a):
     folder = pieces.folder.with_name(of_share('fair-cifar10', a.share))/'models'                     # of the fair comparison, whose originals and golds are the same
     of = [NARROW, *map(cifar_centre, SPLIT_METHODS[1:])]
     rows = [dict(r, seed=s) for s in seeds for how in SPLITS for r in pieces.get(f'seed {s}, {how}', lambda: split_cifar10(how, s, a, folder), of)]
-    changed = f' --seeds {a.seeds}' if a.seeds else ''
-    finish(pieces.folder.name, pd.DataFrame(rows), pieces, f'python tools/reproduce.py split --data cifar10 --root FOLDER --share {a.share:g}{changed}',
+    finish(pieces.folder.name, pd.DataFrame(rows), pieces, f'python tools/reproduce.py split --data cifar10 --root FOLDER --share {a.share:g}{given(a, "seeds")}',
            model='ResNet-18', share=a.share, **NARROW, seeds=list(seeds))
 
 
@@ -658,20 +661,21 @@ def run_fair_cifar10(a):
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('what', choices=['cifar10', 'digits', 'split', 'fair'])
-    p.add_argument('--data', choices=['digits', 'cifar10'], default='digits', help='of `fair` and `split`')
+    p.add_argument('--data', choices=['digits', 'cifar10'], help='of `fair` and `split`; digits if not given')
     p.add_argument('--forget', help="of `digits`: a share other than a tenth, or 'class:3'")
     p.add_argument('--root', help='folder with CIFAR-10')
     p.add_argument('--kept', type=Path, default=ROOT/'.cache'/'results'/'cifar10', help='where `tools/results.py cifar10` left models and evidence')
     p.add_argument('--share', type=float, default=1., help='of the training images, of `fair` and `split` on CIFAR-10')
     p.add_argument('--budget', type=int, default=BUDGET, help='settings of each method, of `fair --data cifar10`; more go on from fewer')
     p.add_argument('--minutes', type=float, default=1e6, help='length of this step')
-    p.add_argument('--seeds', type=int, help='of `split`; 20 on digits, 6 on CIFAR-10')
-    p.add_argument('--digits-seeds', type=int, default=10, help='of `digits`')
+    p.add_argument('--seeds', type=int, help='so many: of `digits`, 10 if not given; of `split`, 20, and 6 on CIFAR-10')
     a = p.parse_args()
     if not 0 < a.share <= 1: p.error(f'--share is {a.share:g}; it must be above 0 and at most 1')
     if a.budget < 1: p.error(f'--budget is {a.budget}; it must be at least 1')
     if a.forget and a.what != 'digits': p.error('--forget is for `digits`')
     if a.seeds is not None and a.seeds < 1: p.error(f'--seeds is {a.seeds}; it must be at least 1')
+    if a.seeds is not None and a.what not in ('digits', 'split'): p.error('--seeds is for `digits` and `split`; the seeds of the others are fixed')
+    if a.data and a.what not in ('fair', 'split'): p.error(f'--data is for `fair` and `split`; `{a.what}` has its own')
     on_images = a.what if a.data == 'cifar10' else None
     if a.budget != BUDGET and on_images != 'fair': p.error('--budget is for `fair --data cifar10`')
     if a.share < 1 and on_images not in ('fair', 'split'): p.error('--share is for `fair` and `split` with `--data cifar10`')
