@@ -15,6 +15,7 @@ __all__ = ['FIELDS', 'MEASURES', 'METHODS', 'N_FORGET', 'AS_PUBLISHED', 'PUBLISH
 import base64, html, json, re
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -373,14 +374,15 @@ def not_run(
 ) -> str:
     "Which settings have not been run, the command that runs them, and what stands in for some."
     others = side[side.stand_in != ''].drop_duplicates('run')
-    near = ''.join(f' Instead, in rows of its own: {r.run} ({r.stand_in}).' for r in others.itertuples())
+    near = [f'Instead, in rows of its own: {r.run} ({r.stand_in}).' for r in others.itertuples()]
     side = side[side.stand_in == '']
     lack = {t: [r for r in dict.fromkeys(side.run) if side[side.run == r][f'{k}_mean'].isna().all()]
             for t, k in (('as described', 'described'), ('as published', 'published'))}
-    if not any(lack.values()): return 'All settings have been run.' + near
+    if not any(lack.values()): return '\n'.join(['All settings have been run.', *near])
     if len(set(map(tuple, lack.values()))) == 1: lack = {'either way': lack['as described']}
-    said = ' '.join(f"Not run {t}: {', '.join(v)}." for t, v in lack.items() if v)
-    return f'{said}{near} Command: lotus-nb paper --item {item}'
+    said = [f"Not run {t}: {', '.join(v)}." for t, v in lack.items() if v]
+    return '\n'.join(fill(s, 100, break_on_hyphens=False)
+                     for s in [*said, *near, f'Command: lotus-nb paper --item {item}'])
 
 # %% ../nbs/paper/00_published.ipynb #07fdcd35
 class Elsewhere(NamedTuple):
