@@ -128,7 +128,7 @@ def source_links(page: Page, site: Site) -> str:
 
 def header(page: Page) -> str:
     "The page's title and description as the metadata block pandoc reads."
-    keep = {'title': page.title, **{k: page.meta[k] for k in ('description',) if page.meta.get(k)}}
+    keep = {'title': page.title, **{k: page.meta[k] for k in ('description', 'body-classes') if page.meta.get(k)}}
     return f'---\n{yaml.safe_dump(keep, allow_unicode=True)}---\n\n'
 
 
