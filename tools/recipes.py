@@ -2,7 +2,7 @@
 
     python tools/recipes.py --root FOLDER                                      # ResNet-18 on CIFAR-10, three seeds; for a GPU
     python tools/recipes.py --root FOLDER --data cifar100
-    python tools/recipes.py --root FOLDER --share .2 --width 16 --seeds 0 1 2 3 4    # a fifth of the images, a quarter of the channels: for a CPU
+    python tools/recipes.py --root FOLDER --share .2 --width 16 --seeds 0 1 2 3 4 5 6 7 8 9    # a fifth of the images, a quarter of the channels: for a CPU
     python tools/recipes.py --data digits --seeds 0 1 2 3 4                    # a small network with BatchNorm, 400 images
 
 With `--share`, batches shrink alike, so that an epoch has as many steps; on digits they are a sixteenth. Killed and started again, it goes on after the last
